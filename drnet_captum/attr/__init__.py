@@ -1,0 +1,1 @@
+"""The attribution classes, one file a family. Each is a thin reader of a tape."""

@@ -1,0 +1,51 @@
+"""Inputs at the door: what can be explained, and the copies of them that a tape differentiates."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+MemoryFormat = Literal["auto", "preserve", "channels_last"]
+MEMORY_FORMATS = ("auto", "preserve", "channels_last")
+
+
+def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple of tensors with the same, positive number of examples and finite values."""
+    values = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not values:
+        raise ValueError("expected at least one input tensor, got an empty tuple")
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected inputs of type torch.Tensor or a tuple of them, got {type(value).__name__}")
+        if value.dim() == 0 or len(value) == 0:
+            raise ValueError(f"expected a batch with at least one example, got an input of shape {tuple(value.shape)}")
+        if value.dtype.is_floating_point and not value.is_meta and not torch.isfinite(value).all():
+            raise ValueError(
+                "expected finite inputs, got NaN or infinite values: check how the input was read and scaled"
+            )
+    return values
+
+
+def check_differentiable(inputs: tuple[Tensor, ...]) -> None:
+    """Gradients with respect to the inputs exist for floating-point ones only."""
+    for value in inputs:
+        if not value.dtype.is_floating_point:
+            raise TypeError(
+                f"expected floating-point inputs, got {value.dtype}: convert images with .float() and the model's own "
+                "scaling; for tokens pass layer= with the model's embedding, to which they are then attributed"
+            )
+
+
+def check_memory_format(memory_format: str) -> None:
+    if memory_format not in MEMORY_FORMATS:
+        raise ValueError(f"expected memory_format to be one of {', '.join(MEMORY_FORMATS)}, got {memory_format!r}")
+
+
+def arranged(value: Tensor, memory_format: MemoryFormat) -> Tensor:
+    """The tensor in the memory layout that convolutions run fastest on: channels last, for images on a CPU."""
+    last = memory_format == "channels_last" or (memory_format == "auto" and value.device.type == "cpu")
+    if last and value.dim() == 4 and value.dtype.is_floating_point:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value

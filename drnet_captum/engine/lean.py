@@ -1,0 +1,179 @@
+"""Autograd nodes of frozen layers that save only what the gradient of their *input* needs.
+
+PyTorch saves a convolution's and a batch norm's input for the gradients of their parameters. Explanations never ask for
+those, so these nodes save the weight (which exists anyway), a scale, or the switches of a max-pool, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+
+def placeholder(shape: torch.Size, memory_format: torch.memory_format, like: Tensor) -> Tensor:
+    """A tensor whose shape and strides a backward kernel reads, and whose values it does not: left uninitialised."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+class Convolution(torch.autograd.Function):
+    """Convolution by a weight that needs no gradient."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> Tensor:
+        zeros = (0,) * len(stride)
+        result: Tensor = torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *ctx.geometry = inputs
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.format = x.shape, memory_format_of(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        scale = getattr(ctx, "scale", None)
+        if scale is not None:
+            weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        stride, padding, dilation, groups = ctx.geometry
+        x = placeholder(ctx.shape, ctx.format, g)
+        zeros = [0] * len(stride)
+        grad = aten.convolution_backward(
+            g, x, weight, None, stride, padding, dilation, False, zeros, groups, [True, False, False]
+        )[0]
+        return grad, None, None, None, None, None, None
+
+
+class BatchNorm(torch.autograd.Function):
+    """Batch norm by running statistics: a scale and a shift per channel, so the gradient is the scale alone."""
+
+    @staticmethod
+    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, var, weight, _, eps = inputs
+        scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+        ctx.save_for_backward(scale.view(-1, *[1] * (x.dim() - 2)))  # (C, 1, …)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if getattr(ctx, "folded", False):
+            return g, None, None, None, None, None
+        (scale,) = ctx.saved_tensors
+        return (g * scale).to(g.dtype), None, None, None, None, None
+
+
+class MaxPool2d(torch.autograd.Function):
+    """Max pooling that keeps its switches (the winners' places) and not its input."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        ceil_mode: bool,
+    ) -> tuple[Tensor, Tensor]:
+        values, switches = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+        return values, switches.to(torch.int32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.geometry = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.shape, ctx.format = x.shape, memory_format_of(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (switches,) = ctx.saved_tensors
+        x = placeholder(ctx.shape, ctx.format, g)
+        grad = aten.max_pool2d_with_indices_backward(g, x, *ctx.geometry, switches.to(torch.int64))
+        return grad, None, None, None, None, None
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    n = weight.dim() - 2
+    if isinstance(padding, str) or weight.requires_grad or input.dim() != n + 2:
+        return None
+    return Convolution.apply(input, weight, bias, times(n, stride), times(n, padding), times(n, dilation), groups)  # type: ignore[no-any-return]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if training or running_mean is None or running_var is None or (weight is not None and weight.requires_grad):
+        return None
+    return BatchNorm.apply(input, running_mean, running_var, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, ...],
+    stride: int | tuple[int, ...] | None = None,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    if return_indices or input.dim() != 4:
+        return None
+    kernel = times(2, kernel_size)
+    stride = kernel if not stride else times(2, stride)
+    return MaxPool2d.apply(input, kernel, stride, times(2, padding), times(2, dilation), ceil_mode)[0]  # type: ignore[no-any-return]
+
+
+def times(n: int, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * n if len(values) == 1 else values
+
+
+#: The lean form of a call, by the name of the torch function; None where it has none, and the plain call serves.
+LAYERS: dict[str, Callable[..., Tensor | None]] = {
+    "conv1d": convolution,
+    "conv2d": convolution,
+    "conv3d": convolution,
+    "batch_norm": batch_norm,
+    "max_pool2d": max_pool2d,
+}

@@ -1,0 +1,137 @@
+"""The function mode under which a model is recorded: it sees every torch function called, by a module or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from drnet_captum.engine import lean
+from drnet_captum.engine.activations import ACTIVATIONS, Activation
+from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
+from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch
+
+ALIASES = {
+    "multiply": "mul",
+    "subtract": "sub",
+    "divide": "div",
+    "true_divide": "div",
+    "truediv": "div",
+    "negative": "neg",
+    "clip": "clamp",
+    "clamp_min": "clamp",
+    "radd": "add",
+    "rmul": "mul",
+}
+INPLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow")}
+
+
+@cache
+def canonical(func: Callable[..., Any]) -> tuple[str, bool]:
+    """The plain name of a torch function, and whether it writes into its first argument: ``mul_`` → ("mul", True)."""
+    name = getattr(func, "__name__", "")
+    inplace = name in INPLACE_OPERATORS
+    if name.startswith("__") and name.endswith("__"):
+        name = name[3:-2] if inplace else name[2:-2]
+    elif name.endswith("_"):
+        name, inplace = name[:-1], True
+    return ALIASES.get(name, name), inplace
+
+
+class Recording(TorchFunctionMode):
+    """Makes activations nodes that follow ``switch``, frozen layers lean nodes, and parameters constants."""
+
+    def __init__(self, switch: Switch) -> None:
+        super().__init__()
+        self.switch = switch
+        self.gates: set[Any] = set()  # autograd nodes that look like activations and are gates
+        self._ledger = Ledger()
+
+    def forget(self) -> None:
+        """Drop what is only of use while the model runs."""
+        self._ledger = Ledger()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        # Leaves that require gradients are parameters (the tape's own leaves never come here): constants to us.
+        args = tuple([constant(a) for a in args])
+        if kwargs:
+            kwargs = {key: constant(value) for key, value in kwargs.items()}
+        name, inplace = canonical(func)
+        if name in ACTIVATIONS:
+            return self._activation(name, inplace, func, args, kwargs)
+        if name in ARITHMETIC and not kwargs:
+            return self._arithmetic(name, inplace, func, args)
+        if (
+            name in lean.LAYERS
+            and args
+            and args[0].requires_grad
+            and not torch.is_autocast_enabled(args[0].device.type)
+        ):
+            result = lean.LAYERS[name](*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
+
+    def _activation(
+        self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        found = None if "out" in kwargs else ACTIVATIONS[name](*args, **kwargs)
+        if found is None or not found.z.requires_grad:
+            return func(*args, **kwargs)
+        inplace = inplace or found.inplace
+        expression = self._ledger.after_activation(found)
+        if found.is_activation and not self._ledger.is_hard_sigmoid(found):
+            result = self._node(found, inplace)
+        else:
+            result = func(*args, **kwargs)
+            self.gates.add(result.grad_fn)
+        self._ledger.record(result, expression)
+        return result
+
+    def _arithmetic(self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        expression = self._ledger.after_arithmetic(name, args)
+        if expression is not None and self._completes_activation(name, expression, args):
+            whole = Activation(expression.base, expression.function)
+            result = self._node(whole, inplace and args[0] is expression.base)
+            if inplace and args[0] is not expression.base:
+                result = args[0].copy_(result)
+        else:
+            result = func(*args)
+        self._ledger.record(result, expression)
+        return result
+
+    @staticmethod
+    def _completes_activation(name: str, expression: Expression, args: tuple[Any, ...]) -> bool:
+        both = len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
+        return name == "mul" and both and expression.gated and expression.base.requires_grad
+
+    def _node(self, activation: Activation, inplace: bool) -> Tensor:
+        z, call = activation.z, activation.call
+        if activation.is_relu:
+            result = PiecewiseLinear.apply(z, None, 0.0, torch.relu_ if inplace else call, inplace, self.switch)
+        elif activation.mask is not None:
+            mask = activation.mask(z.detach())
+            write = (lambda t: t.copy_(call(t))) if inplace else call
+            result = PiecewiseLinear.apply(z, mask, activation.slope, write, inplace, self.switch)
+        else:
+            saved = z.detach().clone() if inplace else z.detach()
+            result = Smooth.apply(z, saved, call, inplace, self.switch)
+        return result  # type: ignore[no-any-return]
+
+
+def constant(value: Any) -> Any:
+    """A parameter out of the graph; lists of them too, as recurrent layers pass them."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad and value.is_leaf else value
+    if type(value) in (list, tuple) and any(isinstance(v, Tensor) for v in value):
+        return type(value)(constant(v) for v in value)
+    return value

@@ -1,0 +1,42 @@
+"""Keeping the caller's state: random generators, buffers of layers in train mode, grad and inference mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def kept(model: Any, devices: Iterable[torch.device]) -> Iterator[None]:
+    """What a forward pass may change, as it was before: random generators, running statistics in train mode."""
+    cpu = torch.random.get_rng_state()
+    cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+    buffers = running_statistics(model)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(cpu)
+        for device, state in cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def running_statistics(model: Any) -> list[tuple[Tensor, Tensor]]:
+    """The buffers that layers in train mode update as they run, with copies of their values."""
+    if not isinstance(model, nn.Module):
+        return []
+    owners = (m for m in model.modules() if m.training)
+    return [(b, b.clone()) for m in owners for b in m.buffers(recurse=False) if isinstance(b, Tensor)]
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients on, whatever the caller switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

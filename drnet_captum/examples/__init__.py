@@ -1,0 +1,1 @@
+"""Worked examples, to be read from top to bottom; ``drnet-captum example NAME`` runs them."""

@@ -1,0 +1,201 @@
+"""One call, many methods, one recorded forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor
+
+from drnet_captum.attr.base import Needs, Reading, TapeAttribution, additional_args, is_tokens, scores
+from drnet_captum.attr.exact_cam import CAM
+from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
+from drnet_captum.attr.gradient_free import ScoreCAM
+from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple
+from drnet_captum.engine.naming import INPUT, Layer, find_module
+from drnet_captum.engine.tape import Tape
+from drnet_captum.engine.targets import Target, check_output
+from drnet_captum.engine.unwrap import eager
+from drnet_captum.layers.discovery import target_layer_for
+from drnet_captum.registry import Method, find_methods
+
+LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class _AbsoluteGradient(InputGradient):
+    """Captum's Saliency, read from a tape."""
+
+    def read_gradient(self, inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(g.abs() for g in gradients)
+
+
+def explain(
+    model: Callable[..., Any],
+    inputs: Any,
+    target: Any = None,
+    methods: str | Iterable[str] | None = None,
+    *,
+    classes: Sequence[Any] | None = None,
+    layer: Layer | None = None,
+    additional_forward_args: Any = None,
+    interpolate_mode: str | None = None,
+    memory_format: MemoryFormat = "auto",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Explain a model's answers by many methods on one forward pass.
+
+    All gradient methods read one tape: one forward pass, and one backward pass for each backward rule and target.
+
+    Args:
+        model: any model or function that takes the inputs and returns scores (N, C).
+        inputs: a tensor, examples first, or a tuple of them.
+        target: one class, or one for each example (Captum's forms). None: the class with the highest score of each
+            example. On (N, C) outputs a tuple means the same as ``classes``.
+        methods: names of the registry (see :func:`drnet_captum.methods`), or "all". None: the classical ones. With None
+            and "all", methods that are not defined for this model (CAM on most heads) are left out with a warning;
+            a method that is named raises.
+        classes: K targets, each of them for every example; the maps then have a first dimension of K.
+        layer: where the CAM family looks: a module or dotted name. None: found automatically. For integer tokens: the
+            embedding, to which everything is attributed.
+        additional_forward_args: as in Captum.
+        interpolate_mode: how layer-size maps are brought to the input's size. None: linear, bilinear or trilinear.
+        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        progress: called with each method's title before it is computed.
+
+    Returns:
+        name → maps at input size: (N, C, H, W) for input-size methods, (N, 1, H, W) for the CAM family; (N, t) for
+        tokens; (K, N, …) with ``classes``. Raw, signed. A tuple of them where the inputs are a tuple.
+
+    Raises:
+        ValueError: unknown method or layer, target outside the output, NaN inputs, an empty batch.
+        TypeError: inputs or outputs that are no tensors (says how to wrap the model).
+
+    Example:
+        >>> import torch, timm
+        >>> model = timm.create_model("resnet18", num_classes=10).eval()
+        >>> maps = explain(model, torch.rand(2, 3, 64, 64), methods=("grad_cam", "guided_backprop"))
+        >>> {name: tuple(m.shape) for name, m in maps.items()}
+        {'grad_cam': (2, 1, 64, 64), 'guided_backprop': (2, 3, 64, 64)}
+        >>> explain(model, torch.rand(2, 3, 64, 64), classes=[0, 3, 7], methods="grad_cam")["grad_cam"].shape
+        torch.Size([3, 2, 1, 64, 64])
+    """
+    chosen = find_methods(methods)
+    lenient = methods is None or methods == "all"
+    values = as_tuple(inputs)
+    extra = additional_args(additional_forward_args)
+    tokens = is_tokens(inputs)
+    if tokens and layer is None:
+        raise TypeError("expected layer= with the model's embedding, as integer tokens have no gradient")
+    if lenient:
+        chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM))]
+    source: Layer = INPUT
+    if layer is not None:
+        layer = find_module(eager(model), layer)
+        source = layer if tokens else INPUT
+    makers = {m.name: _maker(m, model, layer, tokens, memory_format) for m in chosen}
+    readers = {name: maker for name, maker in makers.items() if _reads_tape(maker)}
+    if layer is None and any(maker.needs().layer for maker in readers.values()):
+        layer = target_layer_for(model, values, extra).module
+    needs = Needs()
+    for reader in readers.values():
+        needs |= reader.needs()
+    kept_layers = [layer] if layer is not None and (needs.layer or tokens) else []
+    wrt_input = bool(needs.input_rules) and not tokens
+    maps: dict[str, Any] = {}
+    with Tape(model, kept_layers, wrt_input=wrt_input, memory_format=memory_format) as tape:
+        if readers or (target is None and classes is None):
+            output = tape.forward(inputs, *extra)
+        else:
+            with torch.no_grad():
+                output = check_output(eager(model)(*values, *extra))
+        targets, several = _targets(output, target, classes)
+        reading = Reading(tape, [scores(output, t) for t in targets], needs, layer, source)
+        for method in chosen:
+            if progress is not None:
+                progress(method.title)
+            maker = makers[method.name]
+            try:
+                if method.name in readers:
+                    found = _read(maker, reading, interpolate_mode)
+                else:
+                    found = _compute(method, maker, inputs, targets, additional_forward_args)
+                sized = _at_input_size(method, found, values, interpolate_mode)
+            except ValueError as error:
+                if not lenient:
+                    raise
+                warnings.warn(f"{method.title} is left out: {error}", stacklevel=2)
+                continue
+            rows = tuple(m if several else m[0] for m in sized)
+            maps[method.name] = rows if isinstance(inputs, tuple) and len(rows) == len(values) else rows[0]
+    return maps
+
+
+def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, memory_format: MemoryFormat) -> Any:
+    """The method's attribution object for this call."""
+    if method.cls is Saliency:
+        return _AbsoluteGradient(model, layer if tokens else None, memory_format=memory_format)
+    if not issubclass(method.cls, TapeAttribution):
+        return method.cls(model, layer) if method.uses_layer else method.cls(model)
+    if method.uses_layer or (tokens and issubclass(method.cls, InputGradient)):
+        return method.cls(model, layer, memory_format=memory_format)
+    return method.cls(model, memory_format=memory_format)
+
+
+def _reads_tape(maker: Any) -> bool:
+    """Whether the common tape serves this method. CAM may want a layer of its own; others run passes of their own."""
+    return isinstance(maker, TapeAttribution) and not isinstance(maker, (SmoothGrad, ScoreCAM, CAM))
+
+
+def _targets(output: Tensor, target: Any, classes: Sequence[Any] | None) -> tuple[list[Target], bool]:
+    """The K targets, and whether the maps keep their dimension."""
+    if classes is not None and target is not None:
+        raise ValueError("expected target or classes, got both: classes are the targets of every example")
+    if classes is None and isinstance(target, tuple) and output.dim() == 2:
+        classes = target
+    if classes is not None:
+        if isinstance(classes, (str, Tensor)) or len(classes) == 0:
+            raise ValueError(f"expected classes to be a list of at least one target, got {classes!r}")
+        return list(classes), True
+    if target is None and output.dim() == 2 and output.shape[1] > 1:
+        return [output.argmax(1).tolist()], False
+    return [target], False
+
+
+def _read(maker: TapeAttribution, reading: Reading, interpolate_mode: str | None) -> tuple[Tensor, ...]:
+    if isinstance(maker, GuidedGradCAM):
+        spatial = reading.inputs[0].dim() - 2
+        return maker.read(reading, interpolate_mode or LINEAR_MODES.get(spatial, "nearest"))
+    return maker.read(reading)
+
+
+def _compute(
+    method: Method, maker: Any, inputs: Any, targets: list[Target], additional_forward_args: Any
+) -> tuple[Tensor, ...]:
+    """Methods that run the model themselves, on all targets at once where they can."""
+    if hasattr(maker, "attribute_classes"):
+        return maker.attribute_classes(inputs, targets, additional_forward_args)  # type: ignore[no-any-return]
+    rows = [maker.attribute(inputs, target=t, additional_forward_args=additional_forward_args) for t in targets]
+    if isinstance(rows[0], tuple):
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return (torch.stack(rows),)
+
+
+def _at_input_size(
+    method: Method, maps: tuple[Tensor, ...], values: tuple[Tensor, ...], mode: str | None
+) -> tuple[Tensor, ...]:
+    """Layer-size maps (K, N, 1, h, w) brought to the first input's size; others as they are."""
+    if method.output != "layer":
+        return maps
+    sized = []
+    for m in maps:
+        spatial = values[0].shape[2:]
+        if m.dim() != len(spatial) + 3 or not spatial or m.shape[3:] == spatial:
+            sized.append(m)
+            continue
+        flat = LayerAttribution.interpolate(m.flatten(0, 1), tuple(spatial), mode or LINEAR_MODES[len(spatial)])
+        sized.append(flat.unflatten(0, m.shape[:2]))
+    return tuple(sized)

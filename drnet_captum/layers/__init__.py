@@ -1,0 +1,5 @@
+"""Where to look: the layers that decide the answer, found on the recorded graph, and how their output is laid out."""
+
+from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
+
+__all__ = ["LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"]

@@ -1,0 +1,222 @@
+"""The papers, transcribed slowly: loops and formulas on float64 arrays, by hand and without autograd.
+
+The network is ``models.ConvNet``: conv 3×3 (padding 1), ReLU, max-pool 2, conv 3×3 (padding 1), ReLU, mean over
+positions, linear. One image (C, H, W) at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Array = np.ndarray
+
+
+def conv(x: Array, w: Array, b: Array) -> Array:
+    """3×3 cross-correlation with a border of zeros."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    z = np.zeros((len(w), *x.shape[1:]))
+    for k, i, j in np.ndindex(z.shape):
+        z[k, i, j] = (w[k] * padded[:, i : i + 3, j : j + 3]).sum() + b[k]
+    return z
+
+
+def conv_backward(g: Array, w: Array) -> Array:
+    """Each output position hands its gradient to the inputs it saw, in proportion to the weights."""
+    padded = np.zeros((w.shape[1], g.shape[1] + 2, g.shape[2] + 2))
+    for k, i, j in np.ndindex(g.shape):
+        padded[:, i : i + 3, j : j + 3] += g[k, i, j] * w[k]
+    return padded[:, 1:-1, 1:-1]
+
+
+def max_pool(x: Array) -> tuple[Array, Array]:
+    """2×2 maxima, and the switches: where each was found."""
+    c, h, w = x.shape
+    pooled, switches = np.zeros((c, h // 2, w // 2)), np.zeros((c, h // 2, w // 2, 2), dtype=int)
+    for k, i, j in np.ndindex(pooled.shape):
+        window = x[k, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        di, dj = np.unravel_index(window.argmax(), (2, 2))
+        pooled[k, i, j], switches[k, i, j] = window[di, dj], (2 * i + di, 2 * j + dj)
+    return pooled, switches
+
+
+def max_unpool(g: Array, switches: Array, shape: tuple[int, ...]) -> Array:
+    out = np.zeros(shape)
+    for k, i, j in np.ndindex(g.shape):
+        out[k, switches[k, i, j, 0], switches[k, i, j, 1]] += g[k, i, j]
+    return out
+
+
+def relu_backward(g: Array, z: Array, rule: str) -> Array:
+    """Springenberg et al. 2014, figure 1: backpropagation, the deconvolutional network, guided backpropagation."""
+    out = np.zeros_like(g)
+    for place in np.ndindex(g.shape):
+        if rule == "plain":
+            out[place] = g[place] if z[place] > 0 else 0
+        elif rule == "deconv":
+            out[place] = g[place] if g[place] > 0 else 0
+        elif rule == "guided":
+            out[place] = g[place] if z[place] > 0 and g[place] > 0 else 0
+    return out
+
+
+@dataclass
+class Net:
+    """The weights of ``models.ConvNet``."""
+
+    w1: Array
+    b1: Array
+    w2: Array
+    b2: Array
+    w3: Array
+    b3: Array
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Net:
+        return cls(*(p.detach().double().numpy() for p in model.parameters()))
+
+    def activation(self, x: Array) -> Array:
+        """A, after the second ReLU: (K, h, w)."""
+        pooled, _ = max_pool(np.maximum(conv(x, self.w1, self.b1), 0))
+        return np.maximum(conv(pooled, self.w2, self.b2), 0)
+
+    def scores(self, x: Array) -> Array:
+        return self.w3 @ self.activation(x).mean((1, 2)) + self.b3
+
+    def layer_gradient(self, x: Array, c: int) -> Array:
+        """∂y_c/∂A: (K, h, w)."""
+        activation = self.activation(x)
+        g = np.zeros_like(activation)
+        for k, i, j in np.ndindex(g.shape):
+            g[k, i, j] = self.w3[c, k] / activation[k].size
+        return g
+
+    def input_gradient(self, x: Array, c: int, rule: str = "plain") -> Array:
+        z1 = conv(x, self.w1, self.b1)
+        pooled, switches = max_pool(np.maximum(z1, 0))
+        z2 = conv(pooled, self.w2, self.b2)
+        g = relu_backward(self.layer_gradient(x, c), z2, rule)
+        g = max_unpool(conv_backward(g, self.w2), switches, z1.shape)
+        return conv_backward(relu_backward(g, z1, rule), self.w1)
+
+
+def cam(net: Net, x: Array, c: int) -> Array:
+    """Zhou et al. 2016, eq. 2: M_c(i, j) = Σ_k w_k^c f_k(i, j)."""
+    maps = net.activation(x)
+    out = np.zeros(maps.shape[1:])
+    for i, j in np.ndindex(out.shape):
+        for k in range(len(maps)):
+            out[i, j] += net.w3[c, k] * maps[k, i, j]
+    return out
+
+
+def grad_cam(a: Array, g: Array) -> Array:
+    """Selvaraju et al. 2017, eq. 1 and 2 before the ReLU: α_k = 1/Z Σ_ij ∂y/∂A_ij^k."""
+    out = np.zeros(a.shape[1:])
+    for k in range(len(a)):
+        alpha = sum(g[k, i, j] for i, j in np.ndindex(out.shape)) / out.size
+        out += alpha * a[k]
+    return out
+
+
+def grad_cam_plus_plus(a: Array, g: Array) -> Array:
+    """Chattopadhay et al. 2018, eq. 19 and 5: α_ij = g² / (2 g² + Σ_ab A_ab g³), w_k = Σ_ij α_ij ReLU(g_ij)."""
+    out = np.zeros(a.shape[1:])
+    for k in range(len(a)):
+        w = 0.0
+        for i, j in np.ndindex(out.shape):
+            d = 2 * g[k, i, j] ** 2 + a[k].sum() * g[k, i, j] ** 3
+            alpha = g[k, i, j] ** 2 / d if d > 0 else 0.0
+            w += alpha * max(g[k, i, j], 0.0)
+        out += w * a[k]
+    return out
+
+
+def layer_cam(a: Array, g: Array) -> Array:
+    """Jiang et al. 2021, eq. 5 and 6: w_ij^k = ReLU(g_ij^k), Â_k = w_k · A_k."""
+    out = np.zeros(a.shape[1:])
+    for k, i, j in np.ndindex(a.shape):
+        out[i, j] += max(g[k, i, j], 0.0) * a[k, i, j]
+    return out
+
+
+def hires_cam(a: Array, g: Array) -> Array:
+    """Draelos & Carin 2020: Σ_k ∂y/∂A_k ⊙ A_k."""
+    out = np.zeros(a.shape[1:])
+    for k, i, j in np.ndindex(a.shape):
+        out[i, j] += g[k, i, j] * a[k, i, j]
+    return out
+
+
+def xgrad_cam(a: Array, g: Array) -> Array:
+    """Fu et al. 2020, eq. 9: w_k = Σ_ij A_ij^k / (Σ_ab A_ab^k) g_ij^k; an empty channel has weight 0."""
+    out = np.zeros(a.shape[1:])
+    for k in range(len(a)):
+        total = a[k].sum()
+        w = sum(a[k, i, j] / total * g[k, i, j] for i, j in np.ndindex(out.shape)) if total != 0 else 0.0
+        out += w * a[k]
+    return out
+
+
+def eigen_cam(a: Array) -> Array:
+    """Muhammad & Yeasin 2020: A = U Σ Vᵀ, the projection A V_1; uncentred, the sign such that its sum is positive."""
+    matrix = a.reshape(len(a), -1).T  # positions × channels
+    _, _, vt = np.linalg.svd(matrix)
+    projected = (matrix @ vt[0]).reshape(a.shape[1:])
+    return projected if projected.sum() >= 0 else -projected
+
+
+def score_cam(scores: Callable[[Array], Array], x: Array, a: Array, c: int) -> Array:
+    """Wang et al. 2020, algorithm 1, one channel at a time, the baseline a black image."""
+    gained = []
+    for channel in a:
+        up = bilinear(channel, x.shape[1:])
+        low, high = up.min(), up.max()
+        mask = (up - low) / (high - low) if high > low else np.zeros_like(up)
+        gained.append(scores(x * mask)[c] - scores(np.zeros_like(x))[c])
+    powers = [np.exp(s - max(gained)) for s in gained]
+    out = np.zeros(a.shape[1:])
+    for k in range(len(a)):
+        out += powers[k] / sum(powers) * a[k]
+    return out
+
+
+def smooth_grad(
+    gradient: Callable[[Array], Array], x: Array, n_samples: int, noise_level: float, seed: int = 0
+) -> Array:
+    """Smilkov et al. 2017: the mean gradient of noisy copies, σ / (max − min) the noise level."""
+    generator = torch.Generator().manual_seed(seed)
+    total = np.zeros_like(x)
+    for _ in range(n_samples):
+        noise = torch.randn((1, *x.shape), generator=generator, dtype=torch.float32)[0].double().numpy()
+        total += gradient(x + noise_level * (x.max() - x.min()) * noise)
+    return total / n_samples
+
+
+def guided_grad_cam(guided: Array, cam_map: Array, up: Callable[[Array, tuple[int, ...]], Array]) -> Array:
+    """Selvaraju et al. 2017, section 3.2: guided backpropagation times the upsampled ReLU of Grad-CAM."""
+    return guided * up(np.maximum(cam_map, 0), guided.shape[1:])
+
+
+def nearest(m: Array, size: tuple[int, ...]) -> Array:
+    out = np.zeros(size)
+    for i, j in np.ndindex(*size):
+        out[i, j] = m[i * m.shape[0] // size[0], j * m.shape[1] // size[1]]
+    return out
+
+
+def bilinear(m: Array, size: tuple[int, ...]) -> Array:
+    """Pixel centres at half-integers, edges clamped."""
+    out = np.zeros(size)
+    for i, j in np.ndindex(*size):
+        y = min(max((i + 0.5) * m.shape[0] / size[0] - 0.5, 0), m.shape[0] - 1)
+        x = min(max((j + 0.5) * m.shape[1] / size[1] - 0.5, 0), m.shape[1] - 1)
+        top, left = int(y), int(x)
+        bottom, right = min(top + 1, m.shape[0] - 1), min(left + 1, m.shape[1] - 1)
+        v, h = y - top, x - left
+        out[i, j] = (1 - v) * ((1 - h) * m[top, left] + h * m[top, right])
+        out[i, j] += v * ((1 - h) * m[bottom, left] + h * m[bottom, right])
+    return out

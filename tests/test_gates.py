@@ -1,0 +1,187 @@
+"""Gates are no activations, and changes in place between the parts of one make no wrong numbers."""
+
+import pytest
+import torch
+from timm.layers import activations as timm_functions
+from torch import nn
+from torch.nn import functional as F
+
+from drnet_captum.engine.tape import Tape
+
+
+def linspace():
+    return torch.linspace(-6.5, 7.5, 30, dtype=torch.float64).view(3, 10)
+
+
+def seeds(like):
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(3)).to(like)
+
+
+def by_autograd(model, x):
+    leaf = x.clone().requires_grad_()
+    out = model(leaf.clone())
+    return out.detach(), torch.autograd.grad(out, leaf, seeds(out))[0]
+
+
+def by_tape(model, x, rule="plain"):
+    with Tape(model.eval() if isinstance(model, nn.Module) else model) as tape:
+        out = tape.forward(x)
+        value = out.detach().clone()
+        return value, tape.gradient((out * seeds(out)).flatten(1).sum(1), rule=rule)
+
+
+class Rectified(torch.autograd.Function):
+    """ReLU under the rules "guided" and "deconv", written out."""
+
+    @staticmethod
+    def forward(ctx, x, rule):
+        ctx.save_for_backward(x > 0)
+        ctx.rule = rule
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(min=0) * (ctx.saved_tensors[0] if ctx.rule == "guided" else 1), None
+
+
+class Gate(nn.Module):
+    """A gate computed from another tensor than the one it multiplies, after a ReLU (so that the rules have a site)."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first, self.fc, self.gate = nn.Linear(10, 8).double(), nn.Linear(8, 8).double(), gate
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.gate(x, self.fc(x))
+
+
+GATES = {
+    "sigmoid": lambda x, s: x * torch.sigmoid(s),
+    "sigmoid in place": lambda x, s: x.mul(s.sigmoid_()),
+    "pooled": lambda x, s: x * torch.sigmoid(s.mean(1, keepdim=True)),
+    "hardsigmoid": lambda x, s: x * F.hardsigmoid(s),
+    "relu6": lambda x, s: x * (F.relu6(s + 3) / 6),
+    "relu6, in-place division": lambda x, s: x * F.relu6(s + 3.0).div_(6.0),
+    "relu6 in place": lambda x, s: x * (F.relu6(s + 3, inplace=True) / 6),
+    "hardtanh": lambda x, s: x * (F.hardtanh(3 + s, 0.0, 6.0) / 6),
+    "clamp": lambda x, s: x * (s + 3).clamp(0, 6) / 6,
+    "timm": lambda x, s: x * timm_functions.hard_sigmoid(s),
+    "timm in place": lambda x, s: x * timm_functions.hard_sigmoid(s, inplace=True),
+    "all in place": lambda x, s: x * s.add_(3.0).clamp_(0.0, 6.0).div_(6.0),
+    "timm module": lambda x, s: x * timm_functions.HardSigmoid(inplace=True)(s),
+    "glu": lambda x, s: F.glu(torch.cat([x, s], 1), 1),
+    "chunks": lambda x, s: (lambda a, b: a * torch.sigmoid(b))(*torch.cat([x, s], 1).chunk(2, 1)),
+    "softmax": lambda x, s: x * F.softmax(s, 1),
+}
+
+
+@pytest.mark.parametrize("rule", ["plain", "guided", "deconv"])
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_gates_on_another_tensor_are_plain(gate, rule):
+    torch.manual_seed(0)
+    model, x = Gate(gate), linspace()
+    value, gradient = by_tape(model, x, rule)
+
+    def written_out(z):
+        z = model.first(z)
+        z = Rectified.apply(z, rule) if rule != "plain" else F.relu(z)
+        return gate(z, model.fc(z))
+
+    expected_value, expected = by_autograd(written_out, x)
+    torch.testing.assert_close(value, expected_value)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+def changed_before_product(x):
+    x = x * 1.0
+    s = torch.sigmoid(x)
+    x.add_(1.0)
+    return x * s
+
+
+def changed_by_noise(x):
+    x = x + 0.0
+    s = torch.sigmoid(x)
+    x.copy_(x.flip(1))
+    return x * s
+
+
+def changed_base_of_both(x):
+    x = x.clone()
+    a, s = x * 2, torch.sigmoid(x)
+    x.mul_(0.0)
+    return a * s + x
+
+
+def changed_through_a_view(x):
+    x = x.clone()
+    s = torch.tanh(x)
+    x[:, 2:5] = 1.5
+    return x * s
+
+
+def changed_gate(x):
+    s = torch.sigmoid(x)
+    s = s * 1
+    s[:, ::2] *= 0.5
+    return x * s
+
+
+def changed_result(x):
+    y = x * torch.sigmoid(x)
+    y.add_(x)
+    return y * torch.sigmoid(y)
+
+
+def relu_on_the_base(x):
+    x = x * 1.0
+    s = torch.sigmoid(x)
+    F.relu(x, inplace=True)
+    return x * s
+
+
+def written_over_itself(x):
+    x = x.clone()
+    x.mul_(x.sigmoid())
+    x.mul_(x.sigmoid())
+    return x * x
+
+
+def gate_of_a_part(x):
+    return x[:, :5] * torch.sigmoid(x[:, 5:]) + x[:, :5] * torch.sigmoid(x[:, :5])
+
+
+def broadcast_gate(x):
+    return x * torch.sigmoid(x[:, :1])
+
+
+def numbers_first(x):
+    return (1 - torch.sigmoid(-x)) * (2 * x - 1) + x.neg().sigmoid() * x.sub(1) ** 2
+
+
+def gate_read_twice(x):
+    s = torch.sigmoid(x)
+    return x * s + (1 - s) * x.detach() + s
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        changed_before_product,
+        changed_by_noise,
+        changed_base_of_both,
+        changed_through_a_view,
+        changed_gate,
+        changed_result,
+        relu_on_the_base,
+        written_over_itself,
+        gate_of_a_part,
+        broadcast_gate,
+        numbers_first,
+        gate_read_twice,
+    ],
+)
+def test_plain_is_autograd_whatever_the_parts(model):
+    for ours, theirs in zip(by_tape(model, linspace()), by_autograd(model, linspace()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
