@@ -1,19 +1,45 @@
-"""Explain vision networks: every classical method as Captum attribution classes, on one recorded forward pass."""
+"""Explain vision networks: every classical method as Captum attribution classes, on one recorded forward pass.
 
-from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
-from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
-from drnet_captum.attr.exact_cam import CAM
-from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
-from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
-from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
-from drnet_captum.data.card import ModelCard, model_card
-from drnet_captum.data.models import load_model
-from drnet_captum.engine.tape import Tape
-from drnet_captum.explain import explain
-from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
-from drnet_captum.registry import Method, methods, register_with_captum
+Names are imported when they are first used, so that the command line's help does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drnet_captum import data, viz
+    from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
+    from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+    from drnet_captum.attr.exact_cam import CAM
+    from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
+    from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
+    from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+    from drnet_captum.data.card import ModelCard, model_card
+    from drnet_captum.data.models import load_model
+    from drnet_captum.engine.tape import Tape
+    from drnet_captum.explanation import explain
+    from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
+    from drnet_captum.registry import Method, methods, register_with_captum
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "attr.backprop": ("DeconvNet", "GuidedBackprop"),
+    "attr.cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM"),
+    "attr.exact_cam": ("CAM",),
+    "attr.gradient": ("GradXImage", "Saliency", "SmoothGrad"),
+    "attr.gradient_free": ("EigenCAM", "ScoreCAM"),
+    "attr.guided_grad_cam": ("GuidedGradCAM",),
+    "data.card": ("ModelCard", "model_card"),
+    "data.models": ("load_model",),
+    "engine.tape": ("Tape",),
+    "explanation": ("explain",),
+    "layers.discovery": ("LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"),
+    "registry": ("Method", "methods", "register_with_captum"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CAM",
@@ -35,6 +61,7 @@ __all__ = [
     "Tape",
     "TargetLayer",
     "XGradCAM",
+    "data",
     "explain",
     "find_cut_layers",
     "find_target_layer",
@@ -42,4 +69,19 @@ __all__ = [
     "methods",
     "model_card",
     "register_with_captum",
+    "viz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("data", "viz"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -138,9 +138,7 @@ def max_pool_linear() -> nn.Sequential:
 
 def flatten_linear() -> nn.Sequential:
     height, width = SIZE
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * height * width, CLASSES)
-    )
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * height * width, CLASSES))
 
 
 def conv_pool() -> nn.Sequential:
@@ -176,11 +174,11 @@ def volume_net() -> nn.Sequential:
 
 
 class ChannelsLast(nn.Module):
-    """Works on (N, …, C) inside, as ConvNeXt and Swin do, in one, two or three dimensions."""
+    """Works on (N, …, C) inside, as Swin and its 3-D variant for video do."""
 
     def __init__(self, dimensions: int, channels: int = 3) -> None:
         super().__init__()
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
         self.conv = conv(channels, 4, 3, padding=1)
         self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
         self.fc = nn.Linear(6, CLASSES)

@@ -138,7 +138,7 @@ RUNS = [(case, theirs) for case in config for theirs in case["algorithms"] if th
 
 @pytest.mark.parametrize(("case", "theirs"), RUNS, ids=[f"{case['name']}-{cls.__name__}" for case, cls in RUNS])
 def test_captum_s_own_configuration(case, theirs):
-    """All of it, in eval mode. Its models have module activations on single paths, where Captum is right: no exceptions."""
+    """All of it, in eval mode: its models have module activations on single paths, where Captum is right."""
     model = copy.deepcopy(case["model"]).eval()
     arguments = {k: v for k, v in case["attribute_args"].items() if k != "baselines"}
     layer = [model.get_submodule(case["layer"])] if "layer" in case else []
@@ -188,8 +188,8 @@ def test_infidelity(name):
 def test_sensitivity_max(name):
     """Captum hands on a tuple of inputs; of several examples it takes nothing but a tuple of maps back.
 
-    Layer-size maps come as one tensor, as LayerGradCam's do, which makes it fail on Captum's own class as well: they are
-    wrapped here.
+    Layer-size maps come as one tensor, as LayerGradCam's do, which makes it fail on Captum's own class as well: they
+    are wrapped here.
     """
     model, x = seeded(ConvNet), images(2)
     explainer = make(name, model)
@@ -199,11 +199,14 @@ def test_sensitivity_max(name):
         maps = explainer.attribute(inputs, **arguments)
         return maps if isinstance(maps, tuple) else (maps,)
 
-    options = {"target": [1, 2], "perturb_radius": 0.05, **CASES[name].fast}
-    value = sensitivity_max(explain, x, n_perturb_samples=2, **options)
+    def perturb(inputs):
+        return inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
+
+    options = {"target": [1, 2], **CASES[name].fast}
+    value = sensitivity_max(explain, x, perturb, n_perturb_samples=2, **options)
     assert value.shape == (2,) and value.isfinite().all() and (value > 0).all()
     if name in INPUT_SIZE:  # needs no wrapper
-        assert sensitivity_max(explainer.attribute, x, n_perturb_samples=2, **options).isfinite().all()
+        assert_close(sensitivity_max(explainer.attribute, x, perturb, n_perturb_samples=2, **options), value)
 
 
 @pytest.mark.parametrize("name", ["grad_cam", "guided_backprop", "saliency"])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import random
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from captum.attr import Attribution
@@ -20,59 +17,12 @@ from models import (
     WritesIntoItsInput,
     images,
     seeded,
-    signal_net,
-    volume_net,
 )
+from snapshot import of_everything, same
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import drnet_captum as dc
-
-HOOKS = [name for name in vars(nn.Module()) if "hook" in name and isinstance(vars(nn.Module())[name], dict)]
-GLOBAL_HOOKS = [name for name in vars(nn.modules.module) if name.startswith("_global") and name.endswith("hooks")]
-
-
-def of_tensor(t: Tensor) -> dict[str, Any]:
-    return {
-        "value": t.detach().clone(),
-        "version": None if t.is_inference() else t._version,
-        "requires_grad": t.requires_grad,
-        "grad": None if not t.is_leaf or t.grad is None else t.grad.clone(),
-        "hooks": dict(t._backward_hooks or {}),
-    }
-
-
-def of_everything(model: nn.Module, *inputs: Tensor) -> dict[str, Any]:
-    """All that a call could leave behind it."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "tensors": {name: of_tensor(t) for name, t in [*model.named_parameters(), *model.named_buffers()]},
-        "inputs": [of_tensor(x) for x in inputs],
-        "hooks": [{hook: dict(getattr(m, hook)) for hook in HOOKS} for m in model.modules()],
-        "global hooks": {hook: dict(getattr(nn.modules.module, hook)) for hook in GLOBAL_HOOKS},
-        "training": [m.training for m in model.modules()],
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-        "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
-        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
-        "torch generator": torch.get_rng_state(),
-        "numpy generator": (kind, torch.from_numpy(keys.astype("int64")), *rest),
-        "python generator": random.getstate(),
-    }
-
-
-def same(before: Any, after: Any, where: str = "") -> None:
-    if isinstance(before, Tensor):
-        assert torch.equal(before, after), where
-    elif isinstance(before, dict):
-        assert before.keys() == after.keys(), where
-        for key in before:
-            same(before[key], after[key], f"{where}/{key}")
-    elif isinstance(before, (list, tuple)):
-        assert len(before) == len(after), where
-        for i, (b, a) in enumerate(zip(before, after, strict=True)):
-            same(b, a, f"{where}/{i}")
-    else:
-        assert before == after, where
 
 
 def lived_in(make_model: type[nn.Module] = ConvNet) -> nn.Module:
@@ -128,7 +78,7 @@ def test_a_model_that_raises_changes_nothing(name, x):
     same(before, of_everything(model, x))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [n for n in OURS if n != "cam"])  # which is exact or raises: a live dropout is neither
 def test_a_model_in_train_mode_warns_and_keeps_its_buffers_and_the_generators(name, x):
     model = lived_in(NormedConvNet).train()
     before = of_everything(model, x)
@@ -293,22 +243,10 @@ def test_the_chunk_size_does_not_change_the_result(name, fast):
 
 def test_smooth_grad_draws_from_its_generator():
     model, x = seeded(ConvNet), images(1)
-    maps = [
-        attribute("smooth_grad", model, x, 1, generator=torch.Generator().manual_seed(seed)) for seed in (0, 7, 7)
-    ]
+    maps = [attribute("smooth_grad", model, x, 1, generator=torch.Generator().manual_seed(seed)) for seed in (0, 7, 7)]
     assert_close(maps[0], attribute("smooth_grad", model, x, 1))
     assert_close(maps[1], maps[2], rtol=0, atol=0)
     assert not torch.allclose(maps[0], maps[1])
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("make_model", "shape"), [(signal_net, (2, 2, 9)), (volume_net, (2, 1, 4, 5, 3))])
-def test_signals_and_volumes(name, make_model, shape):
-    model = seeded(make_model)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    options = {"layer": "1"} if CASES[name].init else {}
-    found = make(name, model, **options).attribute(x, target=1, **CASES[name].fast)
-    assert found.shape == (shape if name in INPUT_SIZE else (2, 1, *shape[2:])) and found.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,6 +64,11 @@ class LayerMap(TapeAttribution, LayerAttribution):
     def layout(self, activation: Tensor, reading: Reading) -> Layout:
         """Where the channels of the layer's output are; of token embeddings (N, t, C), last."""
         inputs = reading.tape.inputs
+        if activation.dim() < 3 <= inputs[0].dim():
+            raise ValueError(
+                f"expected a layer with a spatial grid, (N, C, h, w), got an output of {tuple(activation.shape)}: "
+                "choose a layer before the pooling, or pass layer=None to have it found"
+            )
         if is_tokens(inputs):
             return "tokens" if activation.shape[:-1] == inputs[0].shape else "NCHW"
         return layout_of(activation.shape, inputs[0].shape) or "NCHW"

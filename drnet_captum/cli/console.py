@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,9 @@ def say(text: str, style: str = "", console: Console = OUT) -> None:
 
 def complain(text: str) -> None:
     """A line on stderr."""
-    say(text, "red", ERR)
+    # On a screen by way of OUT, which knows of the bar at its foot and writes above it.
+    on_screen = sys.stdout.isatty() and sys.stderr.isatty()
+    say(text, "red", OUT if on_screen else ERR)
 
 
 def progress() -> Progress:

@@ -16,7 +16,7 @@ from torch import nn
 
 from drnet_captum.data.card import ModelCard
 from drnet_captum.engine.targets import check_output
-from drnet_captum.explain import explain
+from drnet_captum.explanation import explain
 from drnet_captum.registry import methods as registry
 from drnet_captum.viz import panel
 
@@ -144,4 +144,4 @@ def method_titles(names: list[str]) -> dict[str, str]:
 
 def percent(probability: float) -> str:
     """A probability as people read it: "42%", "<1%"."""
-    return "<1%" if 0 < probability < 0.005 else f"{probability:.0%}"
+    return "<1%" if 0 < probability < 0.01 else f"{probability:.0%}"

@@ -222,7 +222,7 @@ class Tape:
     def _check_rule(self, rule: Rule) -> None:
         if self._walked:
             raise ValueError(
-                f"the rule {rule!r} cannot reach {', '.join(self._walked)}: the activations are inside scripted or threaded "
+                f"the rule {rule!r} cannot reach {', '.join(self._walked)}: they are inside scripted or threaded "
                 "code, or in a custom autograd function; pass the eager model"
             )
         if not self._sites:

@@ -22,7 +22,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from drnet_captum.examples.shapes import SHAPE_CLASSES, shapes
-from drnet_captum.explain import explain
+from drnet_captum.explanation import explain
 from drnet_captum.registry import methods
 from drnet_captum.viz import panel
 

@@ -16,7 +16,7 @@ from .normalize import ArrayLike, FloatArray, as_array, is_signed, normalize, to
 SEQUENTIAL = "turbo"
 # Exactly white at zero, unlike "RdBu_r", and softer than "bwr".
 DIVERGING = LinearSegmentedColormap.from_list("blue_white_red", ["#1a4fc4", "#ffffff", "#d41a26"])
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def overlay(
@@ -60,7 +60,7 @@ def overlay(
     scaled = normalize(heat, signed=signed, percentile=percentile)
     magnitude = np.abs(scaled)[..., None]
     greyness = (2 * magnitude).clip(0, 1)
-    base = (1 - greyness) * photo + greyness * (photo @ _LUMA)[..., None]
+    base = (1 - greyness) * photo + greyness * (photo @ LUMA)[..., None]
     mixed: FloatArray = (1 - alpha * magnitude) * base + alpha * magnitude * colour(scaled, signed, cmap)
     return mixed.astype(np.float32)
 

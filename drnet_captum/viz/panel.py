@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .normalize import ArrayLike, FloatArray, as_array, is_signed, normalize, to_heat
-from .overlay import DIVERGING, SEQUENTIAL, as_photo, colormap, colour, fit, overlay
+from .overlay import DIVERGING, LUMA, SEQUENTIAL, as_photo, colormap, colour, fit, overlay
 
 Style = Literal["heat", "detail"]
 
 DPI = 110
 _DETAIL = "Greys"  # positive details on white, as in print
-_GRID_OPACITY = 0.6
+_GRID_OPACITY = 0.75
 
 # Inches.
 _CELL = 2.04  # 224 pixels
@@ -226,7 +226,9 @@ def _cell(
         note = "no positive value" if heat.any() else "all zero"
         page.text(left + width / 2, top + height / 2, note, 9, color=_FAINT, style="italic")
     elif method.style == "heat":
-        page.picture(*box, overlay(photo, heat, alpha=_GRID_OPACITY, signed=method.signed, percentile=percentile))
+        # On grey, as the photo in colour stands beside it: nothing in it can be mistaken for heat.
+        grey = np.repeat((photo @ LUMA)[..., None], 3, axis=2)
+        page.picture(*box, overlay(grey, heat, alpha=_GRID_OPACITY, signed=method.signed, percentile=percentile))
     else:
         scaled = normalize(heat, signed=method.signed, percentile=percentile)
         page.picture(*box, colour(scaled, method.signed, None if method.signed else _DETAIL))

@@ -20,7 +20,7 @@ from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager
-from drnet_captum.layers.discovery import target_layer_for
+from drnet_captum.layers.discovery import LayerDiscoveryError, target_layer_for
 from drnet_captum.registry import Method, find_methods
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -99,7 +99,15 @@ def explain(
     makers = {m.name: _maker(m, model, layer, tokens, memory_format) for m in chosen}
     readers = {name: maker for name, maker in makers.items() if _reads_tape(maker)}
     if layer is None and any(maker.needs().layer for maker in readers.values()):
-        layer = target_layer_for(model, values, extra).module
+        try:
+            layer = target_layer_for(model, values, extra).module
+        except LayerDiscoveryError as error:
+            if not lenient:
+                raise
+            left_out = [m.title for m in chosen if m.uses_layer]
+            warnings.warn(f"{', '.join(left_out)} are left out: {error}", stacklevel=2)
+            chosen = [m for m in chosen if not m.uses_layer]
+            readers = {m.name: readers[m.name] for m in chosen if m.name in readers}
     needs = Needs()
     for reader in readers.values():
         needs |= reader.needs()

@@ -1,0 +1,69 @@
+"""README's tables, from the results files and the registry.
+
+    python -m benchmarks.report          # rewrites the tables between README's markers
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import drnet_captum as dc
+from benchmarks.pairs import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """Rows case × measure, columns models."""
+    rows, where = results["rows"], results["environment"]
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    lines = [
+        "| against Captum, batch 8, float32 | goal | " + " | ".join(models) + " |",
+        "|---|---|" + "---|" * len(models),
+    ]
+    for case, measure in dict.fromkeys((r["case"], r["measure"]) for r in rows):
+        found = {r["model"]: r for r in rows if (r["case"], r["measure"]) == (case, measure)}
+        goal = next(iter(found.values()))["goal"]
+        if measure == "time":
+            cells = [f"**{r['median']:.2f}×** faster ({r['low']:.2f}–{r['high']:.2f})" for r in found.values()]
+            goal_text = f"{goal:g}×"
+        else:
+            cells = [f"**{1 / r['median']:.2f}×** ({1 / r['high']:.2f}–{1 / r['low']:.2f})" for r in found.values()]
+            goal_text = f"at most {1 / goal:g}×"
+        lines.append(f"| {case}: {measure} | {goal_text} | " + " | ".join(cells) + " |")
+    source = (
+        f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, captum {where['captum']}, "
+        f"seed {where['seed']}, random weights"
+    )
+    return "\n".join(lines) + f"\n\nMedian of paired ratios (interquartile interval). {source}."
+
+
+def methods_table() -> str:
+    """Every method of the registry."""
+    lines = ["| name | class | paper | needs | maps |", "|---|---|---|---|---|"]
+    for m in dc.methods().values():
+        size = "input size" if m.output == "input" else "layer size"
+        lines.append(f"| `{m.name}` | `{m.cls.__name__}` | {m.paper} | {m.needs} | {size} |")
+    return "\n".join(lines)
+
+
+def latest(pattern: str) -> dict[str, Any]:
+    """The newest results file of a name."""
+    found: dict[str, Any] = json.loads(sorted(RESULTS.glob(pattern))[-1].read_text())
+    return found
+
+
+def filled(text: str) -> str:
+    """README with its tables made anew."""
+    tables = {"speed": speed_table(latest("classical_cpu_*.json")), "methods": methods_table()}
+    for name, table in tables.items():
+        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
