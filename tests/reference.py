@@ -185,14 +185,19 @@ def score_cam(scores: Callable[[Array], Array], x: Array, a: Array, c: int) -> A
 
 
 def smooth_grad(
-    gradient: Callable[[Array], Array], x: Array, n_samples: int, noise_level: float, seed: int = 0
+    gradient: Callable[[Array, int], Array], images: Array, n_samples: int, noise_level: float, seed: int = 0
 ) -> Array:
-    """Smilkov et al. 2017: the mean gradient of noisy copies, σ / (max − min) the noise level."""
+    """Smilkov et al. 2017: the mean gradient of noisy copies, σ / (max − min) of the image the noise level.
+
+    ``gradient`` is of an image, and takes its number too. The noise of a batch is drawn copy by copy, in float32.
+    """
     generator = torch.Generator().manual_seed(seed)
-    total = np.zeros_like(x)
+    total = np.zeros_like(images)
     for _ in range(n_samples):
-        noise = torch.randn((1, *x.shape), generator=generator, dtype=torch.float32)[0].double().numpy()
-        total += gradient(x + noise_level * (x.max() - x.min()) * noise)
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float32).double().numpy()
+        for n, image in enumerate(images):
+            sigma = noise_level * (image.max() - image.min())
+            total[n] += gradient(image + sigma * noise[n], n)
     return total / n_samples
 
 

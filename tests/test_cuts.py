@@ -126,3 +126,15 @@ def test_cut_nodes_are_the_dominators(seed):
     found = cut_nodes(root, [source])
     assert len(found) == len(set(found))
     assert set(found) == brute_force(root, source)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_cuts_of_several_inputs_lie_where_they_have_met(swap):
+    x, y = torch.ones(2, requires_grad=True).clone(), torch.ones(2, requires_grad=True).clone()
+    met = x.sin().cos() * y.exp().tanh() if swap else y.exp().tanh() * x.sin().cos()
+    root = (met + 1).log()
+    assert cut_nodes(root.grad_fn, [x.grad_fn, y.grad_fn]) == [
+        root.grad_fn,
+        root.grad_fn.next_functions[0][0],
+        met.grad_fn,
+    ]

@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-7, "atol": 1e-12}
 IN_PAPERS = {
     "saliency": lambda net, x, c: np.abs(net.input_gradient(x, c)),
     "grad_x_image": lambda net, x, c: x * net.input_gradient(x, c),
-    "smooth_grad": lambda net, x, c: reference.smooth_grad(lambda z: net.input_gradient(z, c), x, 3, 0.15),
+    "smooth_grad": lambda net, x, c: reference.smooth_grad(lambda z, n: net.input_gradient(z, c), x[None], 3, 0.15)[0],
     "deconvnet": lambda net, x, c: net.input_gradient(x, c, "deconv"),
     "guided_backprop": lambda net, x, c: net.input_gradient(x, c, "guided"),
     "cam": reference.cam,
@@ -53,9 +53,20 @@ def in_papers(name: str, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_paper(name):
-    n = 1 if name == "smooth_grad" else 2  # its transcription draws the noise of a single image
+    n = 1 if name == "smooth_grad" else 2  # whose noise depends on the batch: see the next test
     model, x = seeded(ConvNet).double(), images(n, dtype=torch.float64, size=SIZE)
     assert_close(attribute(name, model, x, TARGETS[:n]), in_papers(name, model, x), **CLOSE)
+
+
+def test_smooth_grad_of_images_with_other_ranges():
+    model = seeded(ConvNet).double()
+    x = images(2, dtype=torch.float64, size=SIZE) * torch.tensor([1.0, 5.0], dtype=torch.float64).view(2, 1, 1, 1)
+    net = reference.Net.of(model)
+    expected = reference.smooth_grad(lambda z, n: net.input_gradient(z, TARGETS[n]), x.numpy(), 4, 0.1, seed=7)
+    options = {"n_samples": 4, "noise_level": 0.1, "generator": torch.Generator().manual_seed(7)}
+    found = dc.SmoothGrad(model).attribute(x, TARGETS, perturbations_per_eval=3, **options)
+    assert_close(found, torch.from_numpy(expected), **CLOSE)
+    assert not torch.allclose(dc.SmoothGrad(model).attribute(x, TARGETS, abs=True, **options), found)
 
 
 @pytest.mark.parametrize("name", ["guided_backprop", "deconvnet", "grad_x_image", "saliency"])

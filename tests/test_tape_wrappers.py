@@ -108,8 +108,11 @@ def test_tapes_in_two_threads_leave_the_compiler_as_it_was():
     order[0].wait(10)
     maps(second, x)
     times = len(ran)
-    compiled(x)
-    assert len(ran) > times
+    try:
+        compiled(x)
+        assert len(ran) > times
+    finally:
+        torch.compiler.set_stance("default")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
@@ -171,7 +174,7 @@ def test_another_thread_on_the_same_model_sees_no_change():
 
     def work():
         try:
-            for _ in range(10):
+            for _ in range(5):
                 assert_same(maps(model, x), expected)
         except Exception as error:
             errors.append(error)

@@ -94,7 +94,7 @@ class DeconvNet(RuleGradient):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> DeconvNet(model).attribute(torch.randn(1, 3, 8, 8), target=1).shape
         torch.Size([1, 3, 8, 8])
         >>> DeconvNet(model, layer="1").attribute(torch.randn(1, 3, 8, 8), neuron_selector=2).shape
@@ -127,7 +127,7 @@ class GuidedBackprop(RuleGradient):
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU(), torch.nn.Linear(3, 2))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU(), torch.nn.Linear(3, 2)).eval()
         >>> GuidedBackprop(model).attribute(torch.randn(5, 4), target=[0, 1, 0, 1, 1]).shape
         torch.Size([5, 4])
     """

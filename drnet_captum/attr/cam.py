@@ -105,7 +105,7 @@ class GradCAMPlusPlus(ActivationMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> GradCAMPlusPlus(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 1, 6, 6])
     """
@@ -133,7 +133,7 @@ class LayerCAM(ActivationMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> LayerCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 1, 6, 6])
     """
@@ -159,7 +159,7 @@ class HiResCAM(ActivationMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> HiResCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 1, 6, 6])
     """
@@ -185,7 +185,7 @@ class XGradCAM(ActivationMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> XGradCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 1, 6, 6])
     """

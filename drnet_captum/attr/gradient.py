@@ -90,7 +90,7 @@ class GradXImage(InputGradient):
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Linear(3, 2, bias=False).requires_grad_(False)
+        >>> model = torch.nn.Linear(3, 2, bias=False).requires_grad_(False).eval()
         >>> _ = model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]))
         >>> GradXImage(model).attribute(torch.tensor([[1.0, 1.0, 2.0]]), target=0)
         tensor([[1., 2., 6.]])
@@ -160,7 +160,7 @@ class SmoothGrad(TapeAttribution):
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Linear(3, 2)
+        >>> model = torch.nn.Linear(3, 2).eval()
         >>> maps = SmoothGrad(model).attribute(torch.randn(1, 3), target=1, n_samples=4)
         >>> torch.allclose(maps, model.weight[1])  # a linear model's gradient is the same everywhere
         True

@@ -34,7 +34,7 @@ class EigenCAM(LayerMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> EigenCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8)).shape
         torch.Size([1, 1, 6, 6])
     """
@@ -92,7 +92,7 @@ class ScoreCAM(LayerMap):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> ScoreCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 1, 6, 6])
     """

@@ -40,7 +40,7 @@ class GuidedGradCAM(TapeAttribution):
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
         >>> GuidedGradCAM(model, layer="1").attribute(torch.rand(1, 3, 8, 8), target=0).shape
         torch.Size([1, 3, 8, 8])
     """

@@ -36,7 +36,7 @@ class Tape:
 
     Example:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval()
         >>> with Tape(model, layers=("0",)) as tape:
         ...     scores = tape.forward(torch.ones(5, 4))
         ...     plain = tape.gradient(scores[:, 1])
