@@ -1,6 +1,6 @@
 """README's tables, from the results files and the registry.
 
-    python -m benchmarks.report          # rewrites the tables between README's markers
+python -m benchmarks.report          # rewrites the tables between README's markers
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor
 
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, additional_args, is_tokens, scores
+from drnet_captum.attr.base import Needs, Reading, TapeAttribution, additional_args, scores
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import ScoreCAM
 from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target, check_output
@@ -87,8 +87,10 @@ def explain(
     lenient = methods is None or methods == "all"
     values = as_tuple(inputs)
     extra = additional_args(additional_forward_args)
-    tokens = is_tokens(inputs)
-    if tokens and layer is None:
+    tokens = is_tokens(values)
+    if not tokens:
+        check_differentiable(values)
+    elif layer is None:
         raise TypeError("expected layer= with the model's embedding, as integer tokens have no gradient")
     if lenient:
         chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM))]

@@ -224,6 +224,6 @@ def test_layouts():
     assert in_proportion((7, 10), (224, 320))
     assert not in_proportion((10, 7), (224, 320))
     value = torch.randn(2, 3, 4, 5)
-    assert to_channels_first(value, "NCHW") is value
-    assert to_channels_first(value, "NHWC").shape == (2, 5, 3, 4)
-    assert to_channels_first(value[0], "tokens").shape == (3, 5, 4)
+    assert to_channels_first(value, "NCHW", 2) is value
+    assert to_channels_first(value, "NHWC", 2).shape == (2, 5, 3, 4)
+    assert to_channels_first(value[0], "tokens", 1).shape == (3, 5, 4)

@@ -24,10 +24,16 @@ class RuleGradient(InputGradient):
     _rule: Literal["guided", "deconv"]
 
     def __init__(
-        self, model: Callable[..., Any], layer: Layer | None = None, *, memory_format: MemoryFormat = "auto"
+        self,
+        model: Callable[..., Any],
+        layer: Layer | None = None,
+        device_ids: list[int] | None = None,
+        *,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         super().__init__(model, layer, memory_format=memory_format)
         self.model = model
+        self.device_ids = device_ids
 
     def rule(self) -> Literal["plain", "guided", "deconv"]:
         return self._rule
@@ -81,6 +87,7 @@ class DeconvNet(RuleGradient):
         model: the model, or any function of tensors.
         layer: a module or dotted name, for one of its units (``neuron_selector`` of ``attribute``); without a selector
             the map is about that layer's output in place of the input (the embedding of tokens).
+        device_ids: accepted as in Captum; data-parallel models are explained on their first device.
         memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
 
     Returns (of ``attribute``): the inputs' shape. A tuple for a tuple.
@@ -115,6 +122,7 @@ class GuidedBackprop(RuleGradient):
         model: the model, or any function of tensors.
         layer: a module or dotted name, for one of its units (``neuron_selector`` of ``attribute``); without a selector
             the map is about that layer's output in place of the input (the embedding of tokens).
+        device_ids: accepted as in Captum; data-parallel models are explained on their first device.
         memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
 
     Returns (of ``attribute``): the inputs' shape. A tuple for a tuple.

@@ -159,17 +159,6 @@ def scores(output: Tensor, target: Target, score: Score = "logit") -> Tensor:
         return select(torch.log_softmax(output, dim=1) if score == "log_prob" else output, target)
 
 
-def is_tokens(inputs: Any) -> bool:
-    """Whether the (first) input holds integers, which have no gradient and are explained at their embedding."""
-    first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
-    return (
-        isinstance(first, Tensor)
-        and not first.dtype.is_floating_point
-        and first.dtype != torch.bool
-        and first.dim() < 3
-    )
-
-
 def first_of(maps: Tensors, as_tuple: bool) -> Tensor | Tensors:
     """The single target's maps, in the form in which the inputs came."""
     single = tuple(m[0] for m in maps)

@@ -17,10 +17,9 @@ from drnet_captum.attr.base import (
     Tensors,
     additional_args,
     first_of,
-    is_tokens,
     scores,
 )
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.targets import Target
@@ -61,7 +60,7 @@ class InputGradient(TapeAttribution):
 def sum_tokens(maps: Tensors, reading: Reading) -> Tensors:
     """At the embedding of integer tokens (N, t): the sum over the embedding's dimensions."""
     if reading.source == INPUT or not is_tokens(reading.tape.inputs):
-        return maps
+        return tuple(m.contiguous() for m in maps)
     tokens = reading.tape.inputs[0]
     return tuple(m.sum(-1) if m.shape[1:-1] == tokens.shape else m for m in maps)
 
@@ -216,7 +215,9 @@ class SmoothGrad(TapeAttribution):
             )
         if noise_level < 0:
             raise ValueError(f"expected a noise_level of at least 0, got {noise_level}")
-        values, n = as_tuple(inputs), len(as_tuple(inputs)[0])
+        values = as_tuple(inputs)
+        check_differentiable(values)
+        n = len(values[0])
         generator = generator if generator is not None else torch.Generator().manual_seed(0)
         totals = [torch.zeros((len(targets), *v.shape), dtype=v.dtype, device=v.device) for v in values]
         chunks = range(0, n_samples, perturbations_per_eval)

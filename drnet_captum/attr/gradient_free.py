@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from drnet_captum._captum import expand_additional_forward_args, log_usage, progress
 from drnet_captum.attr.base import Needs, Reading, Score, Tensors, additional_args, first_of, scores
 from drnet_captum.attr.layer_map import LayerMap
-from drnet_captum.engine.inputs import as_tuple
+from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.state import kept
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
+from drnet_captum.layers.layout import to_channels_first
 
 
 class EigenCAM(LayerMap):
@@ -160,10 +161,11 @@ class ScoreCAM(LayerMap):
     ) -> Tensors:
         """K targets on the same masked copies: one tensor (K, N, 1, h, w)."""
         values = as_tuple(inputs)
-        if len(values) != 1 or not values[0].dtype.is_floating_point or values[0].dim() < 3:
+        check_differentiable(values)
+        if len(values) != 1 or values[0].dim() < 3:
             raise ValueError(
                 "Score-CAM masks one input with spatial dimensions, (N, C, H, W): it has no meaning for several "
-                "inputs or for tokens"
+                "inputs or for vectors"
             )
         if perturbations_per_eval < 1:
             raise ValueError(f"expected perturbations_per_eval of at least 1, got {perturbations_per_eval}")
@@ -179,7 +181,7 @@ class ScoreCAM(LayerMap):
                     f"expected a layer with one output, got {len(reading.activation)}: choose another layer"
                 )
             layout = self.layout(reading.activation[0], reading)
-            activation = reading.activation[0].movedim(-1, 1) if layout == "NHWC" else reading.activation[0]
+            activation = to_channels_first(reading.activation[0], layout, x.dim() - 2)
         if activation.dim() != x.dim():
             raise ValueError(
                 f"expected a layer with a grid like the input's, {x.dim()} dimensions, got {tuple(activation.shape)}"

@@ -9,8 +9,8 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor
 
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, additional_args, is_tokens
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple
+from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, additional_args
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, is_tokens
 from drnet_captum.engine.naming import Layer
 from drnet_captum.layers.discovery import target_layer_for
 from drnet_captum.layers.layout import Layout, layout_of, to_channels_first
@@ -49,7 +49,9 @@ class LayerMap(TapeAttribution, LayerAttribution):
         maps = []
         for activation, gradients in zip(reading.activation, self.gradients(reading), strict=True):
             layout = self.layout(activation, reading)
-            activation, gradients = to_channels_first(activation, layout), to_channels_first(gradients, layout)
+            spatial = activation.dim() - 2
+            activation = to_channels_first(activation, layout, spatial)
+            gradients = to_channels_first(gradients, layout, spatial)
             rows = [self.weights(activation, gradient) * activation for gradient in gradients]
             if attr_dim_summation:
                 rows = [row.sum(1, keepdim=layout != "tokens") for row in rows]

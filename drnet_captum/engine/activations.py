@@ -28,6 +28,7 @@ class Activation:
     inplace: bool = False
     mask: Unary | None = None
     slope: float = 0.0
+    slope_of_output: Unary | None = None  # where the output tells the derivative, and the input need not be saved
     bounds: tuple[float, float] | None = None
     is_relu: bool = False
     is_gate: bool = False
@@ -91,6 +92,10 @@ def prelu(input: Tensor, weight: Tensor) -> Activation:
     return Activation(input, lambda z: F.prelu(z, weight))
 
 
+def tanh(input: Tensor) -> Activation:
+    return Activation(input, torch.tanh, slope_of_output=lambda out: 1 - out * out, is_gate=True)
+
+
 def smooth(
     function: Callable[..., Tensor], is_gate: bool = False, is_activation: bool = True
 ) -> Callable[..., Activation]:
@@ -123,7 +128,7 @@ ACTIVATIONS: dict[str, Callable[..., Activation | None]] = {
     "elu": smooth(F.elu),
     "selu": smooth(F.selu),
     "celu": smooth(F.celu),
-    "tanh": smooth(torch.tanh, is_gate=True),
+    "tanh": tanh,
     "softsign": smooth(F.softsign),
     "tanhshrink": smooth(F.tanhshrink),
     "logsigmoid": smooth(F.logsigmoid),

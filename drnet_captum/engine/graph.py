@@ -54,5 +54,4 @@ def fold_batch_norms(found: list[Any]) -> None:
             continue
         below = node.next_functions[0][0]
         if getattr(below, "_forward_cls", None) is Convolution and readers[below] == 1:
-            (below.scale,) = node.saved_tensors
-            node.folded = True
+            below.scale, node.folded = node.scale, True

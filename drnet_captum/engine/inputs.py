@@ -28,6 +28,12 @@ def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
     return values
 
 
+def is_tokens(inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the first input is integers, (N,) or (N, t): without gradient, and explained at their embedding."""
+    first = inputs[0]
+    return not first.dtype.is_floating_point and first.dtype != torch.bool and first.dim() < 3
+
+
 def check_differentiable(inputs: tuple[Tensor, ...]) -> None:
     """Gradients with respect to the inputs exist for floating-point ones only."""
     for value in inputs:

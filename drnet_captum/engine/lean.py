@@ -51,13 +51,13 @@ class Convolution(torch.autograd.Function):
         x, weight, _, *ctx.geometry = inputs
         ctx.save_for_backward(weight)
         ctx.shape, ctx.format = x.shape, memory_format_of(x)
+        ctx.scale = None  # of a batch norm folded in
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        scale = getattr(ctx, "scale", None)
-        if scale is not None:
-            weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        if ctx.scale is not None:
+            weight = weight * ctx.scale.view(-1, *[1] * (weight.dim() - 1))
         stride, padding, dilation, groups = ctx.geometry
         x = placeholder(ctx.shape, ctx.format, g)
         zeros = [0] * len(stride)
@@ -78,14 +78,12 @@ class BatchNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, var, weight, _, eps = inputs
         scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
-        ctx.save_for_backward(scale.view(-1, *[1] * (x.dim() - 2)))  # (C, 1, …)
+        ctx.scale = scale.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
+        ctx.folded = False
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        if getattr(ctx, "folded", False):
-            return g, None, None, None, None, None
-        (scale,) = ctx.saved_tensors
-        return (g * scale).to(g.dtype), None, None, None, None, None
+        return g if ctx.folded else (g * ctx.scale).to(g.dtype), None, None, None, None, None
 
 
 class MaxPool2d(torch.autograd.Function):

@@ -44,17 +44,24 @@ class Ledger:
 
     def __init__(self) -> None:
         self._known = WeakIdKeyDictionary()
+        self._shifted = WeakIdKeyDictionary()  # tensors that a number was added to in place
 
     def record(self, result: Any, expression: Expression | None) -> None:
-        if expression is not None and isinstance(result, Tensor) and result is not expression.base:
+        """Write down what a tensor is a function of. A base written over is a function of nothing that exists."""
+        if expression is None or not isinstance(result, Tensor):
+            return
+        if result is not expression.base:
             self._known[result] = (expression, result._version)
+        elif expression.shift is not None:
+            self._shifted[result] = (expression.shift, result._version)
 
     def of(self, x: Tensor) -> Expression:
         """What is known of a tensor; nothing known, or changed in place since: it is its own base."""
         entry: tuple[Expression, int] | None = self._known.get(x)
         if entry is not None and entry[1] == x._version and entry[0].base._version == entry[0].version:
             return entry[0]
-        return Expression(x, x._version, lambda z: z, shift=0.0)
+        shift, version = self._shifted.get(x, (0.0, x._version))
+        return Expression(x, x._version, lambda z: z, shift=shift if version == x._version else 0.0)
 
     def after_activation(self, activation: Activation) -> Expression:
         known, call = self.of(activation.z), activation.call

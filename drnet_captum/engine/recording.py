@@ -14,6 +14,7 @@ from drnet_captum.engine import lean
 from drnet_captum.engine.activations import ACTIVATIONS, Activation
 from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
 from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch
+from drnet_captum.engine.state import is_autocast
 
 ALIASES = {
     "multiply": "mul",
@@ -70,12 +71,7 @@ class Recording(TorchFunctionMode):
             return self._activation(name, inplace, func, args, kwargs)
         if name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)
-        if (
-            name in lean.LAYERS
-            and args
-            and args[0].requires_grad
-            and not torch.is_autocast_enabled(args[0].device.type)
-        ):
+        if name in lean.LAYERS and args and args[0].requires_grad and not is_autocast(args[0].device):
             result = lean.LAYERS[name](*args, **kwargs)
             if result is not None:
                 return result
@@ -124,7 +120,7 @@ class Recording(TorchFunctionMode):
             result = PiecewiseLinear.apply(z, mask, activation.slope, write, inplace, self.switch)
         else:
             saved = z.detach().clone() if inplace else z.detach()
-            result = Smooth.apply(z, saved, call, inplace, self.switch)
+            result = Smooth.apply(z, saved, call, activation.slope_of_output, inplace, self.switch)
         return result  # type: ignore[no-any-return]
 
 

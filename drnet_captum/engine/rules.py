@@ -76,34 +76,51 @@ def as_factor(mask: Tensor, like: Tensor) -> Tensor:
 
 
 class Smooth(torch.autograd.Function):
-    """Any elementwise activation: saves its input and takes the derivative again at every replay."""
+    """Any elementwise activation: takes its derivative again at every replay.
+
+    It saves its input, or its output where that tells the slope.
+    """
 
     @staticmethod
-    def forward(z: Tensor, saved: Tensor, call: Callable[[Tensor], Tensor], inplace: bool, switch: Switch) -> Tensor:
+    def forward(
+        z: Tensor,
+        saved: Tensor,
+        call: Callable[[Tensor], Tensor],
+        slope_of_output: Callable[[Tensor], Tensor] | None,
+        inplace: bool,
+        switch: Switch,
+    ) -> Tensor:
         return z.copy_(call(saved)) if inplace else call(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, saved, call, inplace, switch = inputs
+        z, saved, call, slope_of_output, inplace, switch = inputs
         if inplace:
             ctx.mark_dirty(z)
-        ctx.save_for_backward(saved)
-        ctx.call, ctx.switch = call, switch
+        ctx.save_for_backward(saved if slope_of_output is None else output)
+        ctx.call, ctx.slope_of_output, ctx.switch = call, slope_of_output, switch
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rule = ctx.switch.rule
         (saved,) = ctx.saved_tensors
         if rule == "deconv":
-            return g.clamp(min=0).to(saved.dtype), None, None, None, None
-        with torch.enable_grad():
-            z = saved.detach().requires_grad_()
-            out = ctx.call(z)
-            if rule == "plain":
-                (grad,) = torch.autograd.grad(out, z, g.to(out.dtype))
-                return grad, None, None, None, None
-            (slope,) = torch.autograd.grad(out, z, torch.ones_like(out))
-        return (g.clamp(min=0) * slope.clamp(min=0)).to(saved.dtype), None, None, None, None
+            grad = g.clamp(min=0)
+        elif ctx.slope_of_output is not None:
+            grad = passed(g, ctx.slope_of_output(saved), rule)
+        else:
+            with torch.enable_grad():
+                z = saved.detach().requires_grad_()
+                out = ctx.call(z)
+                seed = g.to(out.dtype) if rule == "plain" else torch.ones_like(out)
+                (grad,) = torch.autograd.grad(out, z, seed)
+            grad = grad if rule == "plain" else passed(g, grad, rule)
+        return grad.to(saved.dtype), None, None, None, None, None
+
+
+def passed(g: Tensor, slope: Tensor, rule: Rule) -> Tensor:
+    """g·f′, or under the guided rule max(g, 0)·max(f′, 0)."""
+    return g * slope if rule == "plain" else g.clamp(min=0) * slope.clamp(min=0)
 
 
 def is_rule_node(node: object) -> bool:

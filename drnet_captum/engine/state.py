@@ -24,7 +24,7 @@ def kept(model: Any, devices: Iterable[torch.device]) -> Iterator[None]:
             torch.cuda.set_rng_state(state, device)
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                buffer.data.copy_(value)  # by way of .data: a graph that saved the buffer stays valid
 
 
 def running_statistics(model: Any) -> list[tuple[Tensor, Tensor]]:
@@ -33,6 +33,16 @@ def running_statistics(model: Any) -> list[tuple[Tensor, Tensor]]:
         return []
     owners = (m for m in model.modules() if m.training)
     return [(b, b.clone()) for m in owners for b in m.buffers(recurse=False) if isinstance(b, Tensor)]
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether the caller's autocast is on for a device; some kinds of device have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Backward passes run in the dtypes of their forward pass, whatever the caller's autocast."""
+    return torch.autocast(device.type, enabled=False) if is_autocast(device) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from drnet_captum.engine import graph
-from drnet_captum.engine.inputs import MemoryFormat, arranged, as_tuple, check_differentiable, check_memory_format
+from drnet_captum.engine.inputs import (
+    MemoryFormat,
+    arranged,
+    as_tuple,
+    check_differentiable,
+    check_memory_format,
+    is_tokens,
+)
 from drnet_captum.engine.naming import INPUT, Layer, find_module, layer_name
 from drnet_captum.engine.recording import Recording
 from drnet_captum.engine.rules import RULES, Rule, Switch, is_rule_node
-from drnet_captum.engine.state import differentiable, kept
+from drnet_captum.engine.state import differentiable, kept, without_autocast
 from drnet_captum.engine.taps import tapped
 from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
@@ -88,7 +95,7 @@ class Tape:
         explained, additional = inputs[0], inputs[1:]
         self._tuple_input = isinstance(explained, tuple)
         values = as_tuple(explained)
-        if self.wrt_input:
+        if self.wrt_input or not is_tokens(values):
             check_differentiable(values)
         if isinstance(self.model, nn.Module) and self.model.training:
             warnings.warn(
@@ -168,7 +175,7 @@ class Tape:
         switch = self._recording.switch
         switch.rule, switch.batched = rule, len(ys) > 1 and INPUT not in places
         try:
-            with differentiable(), torch.autocast(flat[0].device.type, enabled=False):
+            with differentiable(), without_autocast(flat[0].device):
                 rows = self._replay(ys, flat, keep, dict(grad_kwargs or {}), switch.batched)
         except CheckpointError as error:
             raise ValueError(

@@ -46,6 +46,10 @@ def tapped(modules: Mapping[Layer, nn.Module], at_layer_inputs: bool) -> Iterato
 
     try:
         for name, module in modules.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"layer {layer_name(name)} is scripted, and cannot be looked into: pass the eager model"
+                )
             if at_layer_inputs:
                 handles.append(module.register_forward_pre_hook(lambda m, args, name=name: tuple(keep(name, args))))
             else:

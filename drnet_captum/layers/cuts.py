@@ -16,15 +16,19 @@ def cut_nodes(root: Any, sources: Iterable[Any]) -> list[Any]:
 
     One sweep in topological order: a node is a cut where nothing else is open, that is, where no edge jumps over it.
     """
-    reaching, order = reaching_nodes(root, set(sources))
+    sources = set(sources)
+    reaching, order = reaching_nodes(root, sources)
     waiting = Counter(child for node in order for child in children(node, reaching))
-    open_nodes, cuts = {root}, []
+    open_nodes: set[Any] = {root}
+    cuts = []
     ready = [root]
     while ready:
         node = ready.pop()
         if len(open_nodes) == 1:
             cuts.append(node)
         open_nodes.discard(node)
+        if node in sources:
+            open_nodes.add(None)  # a path that has ended: nothing below is on it
         for child in children(node, reaching):
             open_nodes.add(child)
             waiting[child] -= 1

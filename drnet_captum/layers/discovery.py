@@ -143,11 +143,13 @@ def _discover(model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[An
     """The cut layers with a grid, input to output."""
     produced: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
     names = {module: name for name, module in model.named_modules()}
+    last: dict[str, Any] = {}  # of a module called several times the tape keeps the last output
     handles = []
 
     def note(module: nn.Module, args: Any, out: Any) -> None:
         if isinstance(out, Tensor) and out.grad_fn is not None:
             produced.setdefault(out.grad_fn, []).append((names[module], tuple(out.shape)))
+            last[names[module]] = out.grad_fn
 
     with differentiable(), kept(model, {v.device for v in inputs}), uncompiled():
         n = len(inputs[0])
@@ -168,7 +170,7 @@ def _discover(model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[An
     pools, before = average_pools(cuts), before_classifier(cuts)
     layers: list[Candidate] = []
     for node in reversed(cuts):  # input to output
-        makers = [(name, shape) for name, shape in produced.get(node, []) if name]
+        makers = [(name, shape) for name, shape in produced.get(node, []) if name and last[name] is node]
         if not makers or node in pools:
             continue
         name, shape = outermost(makers)

@@ -23,9 +23,10 @@ def layout_of(shape: Sequence[int], input_shape: Sequence[int]) -> Layout | None
     """
     if len(shape) != len(input_shape) or len(shape) < 3:
         return None
-    if in_proportion(shape[2:], input_shape[2:]):
+    image = input_shape[2:][-2:]  # of volumes and videos the frame: their depth has a stride of its own
+    if in_proportion(shape[2:][-2:], image):
         return "NCHW"
-    return "NHWC" if in_proportion(shape[1:-1], input_shape[2:]) else None
+    return "NHWC" if in_proportion(shape[1:-1][-2:], image) else None
 
 
 def in_proportion(grid: Sequence[int], image: Sequence[int]) -> bool:
@@ -34,8 +35,6 @@ def in_proportion(grid: Sequence[int], image: Sequence[int]) -> bool:
     return all(abs(g - share * i) <= 1 for g, i in zip(grid, image, strict=True))
 
 
-def to_channels_first(value: Tensor, layout: Layout) -> Tensor:
-    """(…, h, w, C) as (…, C, h, w), and (…, t, C) as (…, C, t): a view."""
-    if layout == "NCHW":
-        return value
-    return value.movedim(-1, -2 if layout == "tokens" else -3)
+def to_channels_first(value: Tensor, layout: Layout, spatial: int) -> Tensor:
+    """(…, h, w, C) as (…, C, h, w), and (…, t, C) as (…, C, t), for a number of spatial dimensions: a view."""
+    return value if layout == "NCHW" else value.movedim(-1, -1 - spatial)
