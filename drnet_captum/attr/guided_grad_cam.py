@@ -13,7 +13,7 @@ from torch import Tensor
 from drnet_captum._captum import log_usage
 from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, first_of, scores
 from drnet_captum.attr.cam import GradCAM
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable
 from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.targets import Target
 
@@ -70,6 +70,7 @@ class GuidedGradCAM(TapeAttribution):
         return self.grad_cam.layer_for(inputs, additional_forward_args)
 
     def read(self, reading: Reading, interpolate_mode: str = "nearest") -> Tensors:
+        check_differentiable(reading.tape.inputs)
         maps = self.grad_cam.read(reading, relu_attributions=True)
         if len(maps) != 1:
             raise ValueError(f"expected a layer with one output, got {len(maps)}: choose another layer")

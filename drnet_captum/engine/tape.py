@@ -28,6 +28,12 @@ from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
 
 
+CHECKPOINTED = (
+    "the model recomputes parts of its forward pass in the backward pass, where they cannot be recorded: "
+    "turn gradient checkpointing off (timm: model.set_grad_checkpointing(False))"
+)
+
+
 class Tape:
     """One recorded forward pass of a model, and any number of backward passes through it.
 
@@ -178,10 +184,7 @@ class Tape:
             with differentiable(), without_autocast(flat[0].device):
                 rows = self._replay(ys, flat, keep, dict(grad_kwargs or {}), switch.batched)
         except CheckpointError as error:
-            raise ValueError(
-                "the model recomputes parts of its forward pass in the backward pass, where they cannot be recorded: "
-                "turn gradient checkpointing off (timm: model.set_grad_checkpointing(False))"
-            ) from error
+            raise ValueError(CHECKPOINTED) from error
         finally:
             switch.rule, switch.batched = "plain", False
         grads = [self._stacked([row[i] for row in rows], t) for i, t in enumerate(flat)] if rows else []
@@ -222,6 +225,8 @@ class Tape:
         if self.output is None:
             raise RuntimeError("nothing is recorded: call tape.forward(inputs) first")
         found = list(graph.nodes([self.output, *(t for tensors in self._kept.values() for t in tensors)]))
+        if any("CheckpointFunction" in node.name() for node in found):
+            raise ValueError(CHECKPOINTED)
         self._sites = sum(map(is_rule_node, found))
         self._walked = graph.escaped_activations(found, self._recording.gates)
         graph.fold_batch_norms(found)
