@@ -62,7 +62,7 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Activation | None:
     return Activation(
         input,
         lambda z: z.clamp(min, max),
-        mask=lambda z: (z >= 0) & (z <= upper),
+        mask=(lambda z: z >= 0) if max is None else (lambda z: (z > 0) & (z < upper)),  # at the bounds as PyTorch 2.15
         bounds=(0.0, float(upper)),
         is_gate=max is not None,
     )

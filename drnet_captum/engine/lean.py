@@ -59,12 +59,37 @@ class Convolution(torch.autograd.Function):
         if ctx.scale is not None:
             weight = weight * ctx.scale.view(-1, *[1] * (weight.dim() - 1))
         stride, padding, dilation, groups = ctx.geometry
+        if is_stem(g, weight, stride, dilation, groups):
+            return by_phases(g, weight, stride[0], padding, ctx.shape), None, None, None, None, None, None
         x = placeholder(ctx.shape, ctx.format, g)
         zeros = [0] * len(stride)
         grad = aten.convolution_backward(
             g, x, weight, None, stride, padding, dilation, False, zeros, groups, [True, False, False]
         )[0]
         return grad, None, None, None, None, None, None
+
+
+def is_stem(g: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
+    """Strided convolutions of an image's few channels, whose gradient by the input CPU kernels are slow at."""
+    strided = len(stride) == 2 and stride[0] == stride[1] > 1
+    return g.device.type == "cpu" and strided and groups == 1 and set(dilation) == {1} and weight.shape[1] <= 4
+
+
+def by_phases(g: Tensor, weight: Tensor, s: int, padding: tuple[int, ...], shape: torch.Size) -> Tensor:
+    """The gradient by the input of a convolution of stride s, as an ordinary convolution to s² times its channels.
+
+    Input positions i with one remainder of i + padding by s meet the same entries k of the kernel, every s-th one: a
+    convolution of stride 1 with those gives them, and a pixel shuffle puts the remainders together.
+    """
+    out, channels, *kernel = weight.shape
+    taps = [-(-k // s) for k in kernel]  # entries of the kernel that one position meets
+    padded = F.pad(weight, (0, taps[1] * s - kernel[1], 0, taps[0] * s - kernel[0]))
+    phases = padded.view(out, channels, taps[0], s, taps[1], s).permute(1, 3, 5, 0, 2, 4)
+    phases = phases.reshape(channels * s * s, out, *taps).flip(2, 3)
+    whole = F.pixel_shuffle(F.conv2d(g, phases, padding=(taps[0] - 1, taps[1] - 1)), s)
+    top, left = padding
+    part = whole[:, :, top : top + shape[2], left : left + shape[3]]
+    return F.pad(part, (0, shape[3] - part.shape[3], 0, shape[2] - part.shape[2]))  # what no stride reached
 
 
 class BatchNorm(torch.autograd.Function):

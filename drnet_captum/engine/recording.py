@@ -67,6 +67,8 @@ class Recording(TorchFunctionMode):
         if kwargs:
             kwargs = {key: constant(value) for key, value in kwargs.items()}
         name, inplace = canonical(func)
+        if name in ("register_hook", "retain_grad"):
+            self.switch.in_place = False  # the model keeps gradients
         if name in ACTIVATIONS:
             return self._activation(name, inplace, func, args, kwargs)
         if name in ARITHMETIC and not kwargs:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 Rule = Literal["plain", "guided", "deconv"]
+PART = 1 << 20  # numbers multiplied at a time: the factor stays in the cache
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -30,6 +31,7 @@ class Switch:
 
     rule: Rule = "plain"
     batched: bool = False  # several gradients at once, under vmap
+    in_place: bool = True  # gradients that nobody else holds may be written into
 
 
 class PiecewiseLinear(torch.autograd.Function):
@@ -55,19 +57,41 @@ class PiecewiseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rule = ctx.switch.rule
-        if rule == "deconv":
-            return g.clamp(min=0), None, None, None, None, None
-        (mask,) = ctx.saved_tensors
-        factor = as_factor(mask, g)
-        if ctx.slope:
+        owned = ctx.switch.in_place and not ctx.switch.batched and is_exclusive(g)
+        if rule != "plain":
+            g = g.clamp_(min=0) if owned else g.clamp(min=0)
+        if rule != "deconv":
+            (mask,) = ctx.saved_tensors
             slope = max(ctx.slope, 0.0) if rule == "guided" else ctx.slope
-            factor = factor * (1 - slope) + slope
-        # A large gradient costs its allocation more than its arithmetic: write into the factor, which is ours.
-        owned = factor.dtype == g.dtype and not ctx.switch.batched
-        grad = factor.mul_(g) if owned else g * factor
-        if rule == "guided":
-            grad = grad.clamp_(min=0)  # max(g, 0)·s = max(g·s, 0), as s ≥ 0
-        return grad, None, None, None, None, None
+            if not slope:
+                g = masked(g, mask, owned)
+            else:
+                g = g * (as_factor(mask, g) * (1 - slope) + slope)
+        return g, None, None, None, None, None
+
+
+def masked(g: Tensor, mask: Tensor, in_place: bool) -> Tensor:
+    """g·mask. On a CPU large tensors cost more to allocate than to multiply: in place, a part at a time."""
+    if not in_place or g.dim() == 0:
+        return g * as_factor(mask, g)
+    if g.device.type != "cpu":
+        return g.mul_(mask)
+    examples = max(1, PART * len(g) // max(1, g.numel()))
+    for part, part_mask in zip(g.split(examples), mask.split(examples), strict=True):
+        part.mul_(as_factor(part_mask, part))
+    return g
+
+
+def is_exclusive(g: Tensor) -> bool:
+    """Whether nothing else holds this gradient or its memory: not another branch, a capture, or the caller.
+
+    By reference counts that PyTorch keeps for itself; without them the answer is no.
+    """
+    count = getattr(g, "_use_count", None)
+    if count is None or count() != 1:
+        return False
+    storage = g.untyped_storage()  # the second reference
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 2 and storage.nbytes() == g.nbytes)
 
 
 def as_factor(mask: Tensor, like: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from drnet_captum.engine.taps import tapped
 from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
 
-
 CHECKPOINTED = (
     "the model recomputes parts of its forward pass in the backward pass, where they cannot be recorded: "
     "turn gradient checkpointing off (timm: model.set_grad_checkpointing(False))"
@@ -230,6 +229,8 @@ class Tape:
         self._sites = sum(map(is_rule_node, found))
         self._walked = graph.escaped_activations(found, self._recording.gates)
         graph.fold_batch_norms(found)
+        if any("BackwardHookFunction" in node.name() for node in found):
+            self._recording.switch.in_place = False  # the caller's hooks may keep gradients
 
     def _check_rule(self, rule: Rule) -> None:
         if self._walked:
