@@ -46,12 +46,13 @@ def escaped_activations(found: Iterable[Any], gates: set[Any]) -> list[str]:
 def fold_batch_norms(found: list[Any]) -> None:
     """Let a convolution's backward pass do its batch norm's: g·s then Wᵀ is (s·W)ᵀ, one pass over memory less.
 
-    Only where the norm is all that reads the convolution's output.
+    Only where the norm is all that reads the convolution's output, and the weight is smaller than the output.
     """
     readers = Counter(child for node in found for child, _ in node.next_functions)
     for node in found:
         if getattr(node, "_forward_cls", None) is not BatchNorm:
             continue
         below = node.next_functions[0][0]
-        if getattr(below, "_forward_cls", None) is Convolution and readers[below] == 1:
+        alone = getattr(below, "_forward_cls", None) is Convolution and readers[below] == 1
+        if alone and below.saves_by_folding:
             below.scale, node.folded = node.scale, True

@@ -52,6 +52,7 @@ class Convolution(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.shape, ctx.format = x.shape, memory_format_of(x)
         ctx.scale = None  # of a batch norm folded in
+        ctx.saves_by_folding = output.numel() > weight.numel()  # or scaling the weight costs more than it saves
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
