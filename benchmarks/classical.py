@@ -131,7 +131,7 @@ def measure(models: list[str], batch_size: int, pairs: int, device: str) -> list
         for case_name, classes, goal, memory_goal in CASES:
             case = Case(case_name, model, layer, x, classes)
             agreement = case.compare()
-            repeats = max(3, pairs // 2) if classes > 1 and case_name.startswith("six") else pairs
+            repeats = max(3, pairs // 2) if case_name.startswith("six") else pairs
             ratio = paired(case.ours, case.theirs, repeats, device)
             rows.append(row(case_name, name, "time", goal, ratio, batch_size=batch_size, least_correlation=agreement))
             report(rows[-1])
