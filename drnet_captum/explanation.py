@@ -18,7 +18,7 @@ from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
 from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.tape import Tape
-from drnet_captum.engine.targets import Target, check_output
+from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
 from drnet_captum.layers.discovery import LayerDiscoveryError, target_layer_for
 from drnet_captum.registry import Method, find_methods
@@ -94,36 +94,31 @@ def explain(
         raise TypeError("expected layer= with the model's embedding, as integer tokens have no gradient")
     if lenient:
         chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM))]
-    source: Layer = INPUT
-    if layer is not None:
-        layer = find_module(eager(model), layer)
-        source = layer if tokens else INPUT
-    makers = {m.name: _maker(m, model, layer, tokens, memory_format) for m in chosen}
-    readers = {name: maker for name, maker in makers.items() if _reads_tape(maker)}
-    if layer is None and any(maker.needs().layer for maker in readers.values()):
+    given = None if layer is None else find_module(eager(model), layer)
+    found_layer = given
+    if given is None and any(m.uses_layer for m in chosen):
         try:
-            layer = target_layer_for(model, values, extra).module
+            found_layer = target_layer_for(model, values, extra).module
         except LayerDiscoveryError as error:
             if not lenient:
                 raise
             left_out = [m.title for m in chosen if m.uses_layer]
             warnings.warn(f"{', '.join(left_out)} are left out: {error}", stacklevel=2)
             chosen = [m for m in chosen if not m.uses_layer]
-            readers = {m.name: readers[m.name] for m in chosen if m.name in readers}
+    # CAM may need a layer inside the classifier, and looks for it itself.
+    makers = {m.name: _maker(m, model, given if m.cls is CAM else found_layer, tokens, memory_format) for m in chosen}
+    readers = {name: maker for name, maker in makers.items() if _reads_tape(maker)}
     needs = Needs()
     for reader in readers.values():
         needs |= reader.needs()
-    kept_layers = [layer] if layer is not None and (needs.layer or tokens) else []
+    kept_layers = [found_layer] if found_layer is not None and (needs.layer or tokens) else []
     wrt_input = bool(needs.input_rules) and not tokens
+    source: Layer = given if tokens and given is not None else INPUT
     maps: dict[str, Any] = {}
     with Tape(model, kept_layers, wrt_input=wrt_input, memory_format=memory_format) as tape:
-        if readers or (target is None and classes is None):
-            output = tape.forward(inputs, *extra)
-        else:
-            with torch.no_grad():
-                output = check_output(eager(model)(*values, *extra))
+        output = tape.forward(inputs, *extra)
         targets, several = _targets(output, target, classes)
-        reading = Reading(tape, [scores(output, t) for t in targets], needs, layer, source)
+        reading = Reading(tape, [scores(output, t) for t in targets], needs, found_layer, source)
         for method in chosen:
             if progress is not None:
                 progress(method.title)

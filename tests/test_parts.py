@@ -5,32 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from tapes import by_autograd, by_tape, linspace, seeds
 from timm.layers import activations as timm_functions
 from torch import nn
 from torch.nn import functional as F
-
-from drnet_captum.engine.tape import Tape
-
-
-def linspace():
-    return torch.linspace(-6.5, 7.5, 30, dtype=torch.float64).view(3, 10)
-
-
-def seeds(like):
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(3)).to(like)
-
-
-def by_autograd(model, x):
-    leaf = x.clone().requires_grad_()
-    out = model(leaf.clone())
-    return out.detach(), torch.autograd.grad(out, leaf, seeds(out))[0]
-
-
-def by_tape(model, x, rule="plain"):
-    with Tape(model.eval() if isinstance(model, nn.Module) else model) as tape:
-        out = tape.forward(x)
-        value = out.detach().clone()
-        return value, tape.gradient((out * seeds(out)).flatten(1).sum(1), rule=rule)
 
 
 def slope_of(function, x):

@@ -5,31 +5,10 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+from tapes import RULES, Net, gradient, layer_gradient
 from torch.nn import functional as F
 
 from drnet_captum.engine.tape import Tape
-
-RULES = ("plain", "guided", "deconv")
-
-
-class Net(nn.Module):
-    """A reused ReLU in parallel branches, an in-place residual addition, a concatenation."""
-
-    def __init__(self, inplace=True):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.relu = nn.ReLU(inplace=inplace)
-        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.mix = nn.Conv2d(16, 6, 3, stride=2, padding=1)
-        self.head = nn.Linear(6, 5)
-
-    def forward(self, x):
-        x = self.relu(self.stem(x))
-        left, right = self.relu(self.left(x)), self.right(x)
-        right += x
-        x = self.relu(self.mix(torch.cat([left, self.relu(right)], 1)))
-        return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture
@@ -41,19 +20,6 @@ def model():
 @pytest.fixture
 def x():
     return torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def gradient(model, x, k=0):
-    leaf = x.clone().requires_grad_()
-    return torch.autograd.grad(model(leaf)[:, k].sum(), leaf)[0]
-
-
-def layer_gradient(model, layer, x, k=0):
-    kept = []
-    handle = layer.register_forward_hook(lambda m, a, out: kept.append(out.detach().requires_grad_()) or kept[-1] * 1.0)
-    y = model(x)[:, k].sum()
-    handle.remove()
-    return kept[0].detach(), torch.autograd.grad(y, kept[0])[0]
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])

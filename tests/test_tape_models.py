@@ -121,7 +121,7 @@ class Fold(nn.Module):
 def fold(conv, norm=None, read=lambda conv, norm: norm, n=2, channels=4):
     torch.manual_seed(0)
     norm = norm or (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[n - 1](conv.out_channels)
-    x = torch.randn(2, channels, *[7] * n, dtype=torch.float64)
+    x = torch.randn(2, channels, *[15] * n, dtype=torch.float64)
     return randomized(Fold(conv, norm, read)), x
 
 
@@ -158,6 +158,7 @@ UNFOLDED = {
     "same padding": lambda: fold(nn.Conv2d(4, 6, 3, padding="same")),
     "reflecting": lambda: fold(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), read=lambda c, n: n + c),
     "transposed": lambda: fold(nn.ConvTranspose2d(4, 6, 3)),
+    "weight larger than the output": lambda: fold(nn.Conv2d(4, 6, 7)),
 }
 
 

@@ -110,10 +110,12 @@ class TapeAttribution(GradientAttribution):
         self.layer = None if layer is None else find_module(eager(forward_func), layer)
         self.memory_format: MemoryFormat = memory_format
 
+    _name: str | None = None
+
     @classmethod
     def get_name(cls) -> str:
         """The class's name as papers write it."""
-        return cls.__name__
+        return cls._name or cls.__name__
 
     def needs(self) -> Needs:
         """What this method, as it was constructed, reads from a tape."""

@@ -78,10 +78,7 @@ class GradCAM(ActivationMap):
         torch.Size([2, 1, 3, 3])
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Grad-CAM"
+    _name = "Grad-CAM"
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return grad_cam_weights(gradient)
@@ -110,10 +107,7 @@ class GradCAMPlusPlus(ActivationMap):
         torch.Size([1, 1, 6, 6])
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Grad-CAM++"
+    _name = "Grad-CAM++"
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return grad_cam_plus_plus_weights(activation, gradient)
@@ -190,10 +184,7 @@ class XGradCAM(ActivationMap):
         torch.Size([1, 1, 6, 6])
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "XGrad-CAM"
+    _name = "XGrad-CAM"
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return xgrad_cam_weights(activation, gradient)

@@ -113,10 +113,7 @@ class GradXImage(InputGradient):
         """Whether maps are contributions (and not sensitivities): true."""
         return True
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Gradient × Image"
+    _name = "Gradient × Image"
 
     def rule(self) -> Literal["plain", "guided", "deconv"]:
         return self.gradient

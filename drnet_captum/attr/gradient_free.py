@@ -40,10 +40,7 @@ class EigenCAM(LayerMap):
         torch.Size([1, 1, 6, 6])
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Eigen-CAM"
+    _name = "Eigen-CAM"
 
     def needs(self) -> Needs:
         return Needs(layer=True)
@@ -98,10 +95,7 @@ class ScoreCAM(LayerMap):
         torch.Size([1, 1, 6, 6])
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Score-CAM"
+    _name = "Score-CAM"
 
     def needs(self) -> Needs:
         return Needs(layer=True)

@@ -57,10 +57,7 @@ class GuidedGradCAM(TapeAttribution):
         self.model = model
         self.grad_cam = GradCAM(model, self.layer, device_ids, memory_format=memory_format)
 
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name as papers write it."""
-        return "Guided Grad-CAM"
+    _name = "Guided Grad-CAM"
 
     def needs(self) -> Needs:
         return Needs(input_rules=("guided",), layer=True, layer_gradient=True)

@@ -27,6 +27,8 @@ ALIASES = {
     "clamp_min": "clamp",
     "radd": "add",
     "rmul": "mul",
+    "special_expit": "sigmoid",
+    "special_erf": "erf",
 }
 INPLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow")}
 

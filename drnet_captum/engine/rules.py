@@ -57,9 +57,11 @@ class PiecewiseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rule = ctx.switch.rule
-        owned = ctx.switch.in_place and not ctx.switch.batched and is_exclusive(g)
+        batched = ctx.switch.batched
+        owned = ctx.switch.in_place and not batched and is_exclusive(g)
         if rule != "plain":
             g = g.clamp_(min=0) if owned else g.clamp(min=0)
+            owned = not batched  # a new tensor, if it was not ours before
         if rule != "deconv":
             (mask,) = ctx.saved_tensors
             slope = max(ctx.slope, 0.0) if rule == "guided" else ctx.slope
@@ -73,7 +75,7 @@ class PiecewiseLinear(torch.autograd.Function):
 def masked(g: Tensor, mask: Tensor, in_place: bool) -> Tensor:
     """g·mask. On a CPU large tensors cost more to allocate than to multiply: in place, a part at a time."""
     if not in_place or g.dim() == 0:
-        return g * as_factor(mask, g)
+        return as_factor(mask, g) * g
     if g.device.type != "cpu":
         return g.mul_(mask)
     examples = max(1, PART * len(g) // max(1, g.numel()))

@@ -167,16 +167,18 @@ class Tape:
         if rule not in RULES:
             raise ValueError(f"expected rule to be one of {', '.join(RULES)}, got {rule!r}")
         places = list(wrt)
+        if INPUT in places and not self.wrt_input:
+            raise ValueError("the tape was made with wrt_input=False: it has no graph below its layers")
         sources = [self.inputs if place == INPUT else self._kept[place] for place in places]
         flat = [t for source in sources for t in source]
         self._walk()
         if rule != "plain":
             self._check_rule(rule)
-        for y in ys:
-            if not y.requires_grad:
-                raise ValueError(
-                    f"the target does not depend on {' or '.join(map(layer_name, places))}: no gradient reaches it"
-                )
+        unreached = f"the target does not depend on {' or '.join(map(layer_name, places))}: no gradient reaches it"
+        if not torch.is_grad_enabled():
+            unreached += " (a score taken from the output while gradients are off has no graph)"
+        if not all(y.requires_grad for y in ys):
+            raise ValueError(unreached)
         switch = self._recording.switch
         switch.rule, switch.batched = rule, len(ys) > 1 and INPUT not in places
         try:
@@ -188,9 +190,7 @@ class Tape:
             switch.rule, switch.batched = "plain", False
         grads = [self._stacked([row[i] for row in rows], t) for i, t in enumerate(flat)] if rows else []
         if all(g is None for g in grads):
-            raise ValueError(
-                f"the target does not depend on {' or '.join(map(layer_name, places))}: no gradient reaches it"
-            )
+            raise ValueError(unreached)
         filled = iter([t.new_zeros((len(ys), *t.shape)) if g is None else g for g, t in zip(grads, flat, strict=True)])
         return {place: tuple(next(filled) for _ in source) for place, source in zip(places, sources, strict=True)}
 
