@@ -170,8 +170,8 @@ def main() -> None:
     if args.one:
         one(*args.one[:3], int(args.one[3]))
         return
+    where = environment(args.device, "float32", SEED)  # before it runs: the commit that is measured
     rows = measure(args.models, args.batch_size, args.pairs, args.device)
-    where = environment(args.device, "float32", SEED)
     print(write(f"classical_{args.device}_float32_torch{torch.__version__.split('+')[0]}", where, rows))
 
 
