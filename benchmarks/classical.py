@@ -42,7 +42,10 @@ class Case:
         if self.name == "Grad-CAM, one class":
             return dc.GradCAM(model, layer).attribute(x, self.classes[0])
         if self.name.startswith("Grad-CAM"):
-            return dc.explain(model, x, classes=self.classes, methods="grad_cam", layer=layer)["grad_cam"]
+            maps = dc.explain(
+                model, x, classes=self.classes, methods="grad_cam", layer=layer, interpolate_mode="nearest"
+            )
+            return maps["grad_cam"]
         return dc.GuidedBackprop(model).attribute(x, self.classes[0])
 
     def theirs(self) -> Any:
