@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from drnet_captum.engine.tape import Tape
     from drnet_captum.explanation import explain
     from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
+    from drnet_captum.layers.layout import to_map
     from drnet_captum.registry import Method, methods, register_with_captum
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "engine.tape": ("Tape",),
     "explanation": ("explain",),
     "layers.discovery": ("LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"),
+    "layers.layout": ("to_map",),
     "registry": ("Method", "methods", "register_with_captum"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +71,7 @@ __all__ = [
     "methods",
     "model_card",
     "register_with_captum",
+    "to_map",
     "viz",
 ]
 

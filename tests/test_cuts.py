@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from drnet_captum import find_cut_layers
-from drnet_captum.layers.cuts import cut_nodes
+from drnet_captum.layers.cuts import flow
 
 
 class Graph(nn.Module):
@@ -123,7 +123,7 @@ def test_cut_nodes_are_the_dominators(seed):
         other = torch.ones(2, requires_grad=True) if seed % 3 == 0 and i == j else known[j]  # a parameter
         known.append(known[i].sin() if i == j and seed % 3 else known[i] * other)
     root = known[-1].grad_fn
-    found = cut_nodes(root, [source])
+    found = flow(root, [source]).cuts
     assert len(found) == len(set(found))
     assert set(found) == brute_force(root, source)
 
@@ -133,7 +133,7 @@ def test_cuts_of_several_inputs_lie_where_they_have_met(swap):
     x, y = torch.ones(2, requires_grad=True).clone(), torch.ones(2, requires_grad=True).clone()
     met = x.sin().cos() * y.exp().tanh() if swap else y.exp().tanh() * x.sin().cos()
     root = (met + 1).log()
-    assert cut_nodes(root.grad_fn, [x.grad_fn, y.grad_fn]) == [
+    assert flow(root.grad_fn, [x.grad_fn, y.grad_fn]).cuts == [
         root.grad_fn,
         root.grad_fn.next_functions[0][0],
         met.grad_fn,

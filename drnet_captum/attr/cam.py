@@ -42,8 +42,9 @@ class ActivationMap(LayerMap):
             score: y is the target's "logit", or its "log_prob", which sets the class against the others.
 
         Returns:
-            (N, 1, h, w), the layer's grid; (N, 1, t) for signals, (N, 1, d, h, w) for volumes, (N, t) at the embedding
-            of tokens; a tuple where the layer has several tensors.
+            (N, 1, h, w), the layer's grid, of channels-last and token layers too (class tokens are left out); (N, 1, t)
+            for signals, (N, 1, d, h, w) for volumes, (N, t) at the embedding of text; a tuple where the layer has
+            several tensors with a grid.
         """
         layer = self.layer_for(inputs, additional_forward_args)
         recorded = self._recorded(inputs, additional_forward_args, [layer], False, attribute_to_layer_input)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drnet_captum.attr.base import Reading, Tensors, additional_args
 from drnet_captum.attr.cam import ActivationMap
+from drnet_captum.attr.layer_map import arranged
 from drnet_captum.engine import graph
 from drnet_captum.engine.inputs import as_tuple
 from drnet_captum.engine.lean import Convolution
@@ -79,18 +80,16 @@ class CAM(ActivationMap):
                 )
         found = []
         for activation, gradient in zip(reading.activation, reading.layer_gradient(), strict=True):
-            grid = tuple(range(3, gradient.dim()))  # (K, N, C, …): "NCHW"
-            if self.layout(activation, reading) == "NHWC":
-                grid = tuple(range(2, gradient.dim() - 1))
-            uniform = gradient.mean(grid, keepdim=True) if grid else gradient
-            if not torch.allclose(
-                gradient, uniform.expand_as(gradient), rtol=1e-3, atol=float(gradient.abs().max()) * 1e-4
-            ):
+            placement = self.placement(activation, reading)
+            maps = torch.stack([arranged(row, placement) for row in gradient])  # (K, N, C, …)
+            grid = tuple(range(3, maps.dim()))
+            uniform = maps.mean(grid, keepdim=True) if grid else maps
+            if not torch.allclose(maps, uniform.expand_as(maps), rtol=1e-3, atol=float(maps.abs().max()) * 1e-4):
                 raise ValueError(
                     "CAM is defined for heads that average over all positions, and this one weights them "
                     "differently (flatten → linear?): use GradCAM"
                 )
-            found.append(gradient * torch.Size([gradient.shape[d] for d in grid]).numel())
+            found.append(gradient * maps.shape[3:].numel())
         return tuple(found)
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage, progress
 from drnet_captum.attr.base import Needs, Reading, Score, Tensors, additional_args, first_of, scores
-from drnet_captum.attr.layer_map import LayerMap
+from drnet_captum.attr.layer_map import LayerMap, arranged
 from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.state import kept
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
-from drnet_captum.layers.layout import to_channels_first
 
 
 class EigenCAM(LayerMap):
@@ -170,12 +169,11 @@ class ScoreCAM(LayerMap):
             for target in targets:
                 scores(output, target, score)
             reading = Reading(tape, [output], self.needs(), layer)
-            if len(reading.activation) != 1:
-                raise ValueError(
-                    f"expected a layer with one output, got {len(reading.activation)}: choose another layer"
-                )
-            layout = self.layout(reading.activation[0], reading)
-            activation = to_channels_first(reading.activation[0], layout, x.dim() - 2)
+            mapped = self.mapped(reading)
+            if len(mapped) != 1:
+                raise ValueError(f"expected a layer with one output, got {len(mapped)}: choose another layer")
+            activation = reading.activation[mapped[0]]
+            activation = arranged(activation, self.placement(activation, reading))
         if activation.dim() != x.dim():
             raise ValueError(
                 f"expected a layer with a grid like the input's, {x.dim()} dimensions, got {tuple(activation.shape)}"

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from captum.attr import LayerAttribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, additional_args
 from drnet_captum.engine.inputs import MemoryFormat, as_tuple, is_tokens
 from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.unwrap import eager
 from drnet_captum.layers.discovery import target_layer_for
-from drnet_captum.layers.layout import Layout, layout_of, to_channels_first
+from drnet_captum.layers.layout import Placement, placement_of, to_map
 
 
 class LayerMap(TapeAttribution, LayerAttribution):
@@ -47,15 +48,16 @@ class LayerMap(TapeAttribution, LayerAttribution):
 
     def read(self, reading: Reading, relu_attributions: bool = False, attr_dim_summation: bool = True) -> Tensors:
         maps = []
-        for activation, gradients in zip(reading.activation, self.gradients(reading), strict=True):
-            layout = self.layout(activation, reading)
-            spatial = activation.dim() - 2
-            activation = to_channels_first(activation, layout, spatial)
-            gradients = to_channels_first(gradients, layout, spatial)
-            rows = [self.weights(activation, gradient) * activation for gradient in gradients]
-            if attr_dim_summation:
-                rows = [row.sum(1, keepdim=layout != "tokens") for row in rows]
-            stacked = torch.stack([row.contiguous() for row in rows])
+        is_text = is_tokens(reading.tape.inputs)
+        activations, gradients = reading.activation, self.gradients(reading)
+        for i in self.mapped(reading):
+            placement = self.placement(activations[i], reading)
+            activation = arranged(activations[i], placement, is_text)
+            rows = []
+            for gradient in gradients[i]:
+                row = self.weights(activation, arranged(gradient, placement, is_text)) * activation
+                rows.append((row.sum(1, keepdim=not is_text) if attr_dim_summation else row).contiguous())
+            stacked = torch.stack(rows)
             maps.append(torch.relu(stacked) if relu_attributions else stacked)
         return tuple(maps)
 
@@ -63,8 +65,14 @@ class LayerMap(TapeAttribution, LayerAttribution):
         """∂y/∂A of K targets, (K, N, C, …), for each of the layer's tensors."""
         return reading.layer_gradient()
 
-    def layout(self, activation: Tensor, reading: Reading) -> Layout:
-        """Where the channels of the layer's output are; of token embeddings (N, t, C), last."""
+    def mapped(self, reading: Reading) -> list[int]:
+        """Which of the layer's tensors become maps: those with a grid, or all where none has one."""
+        tensors = range(len(reading.activation))
+        with_grid = [i for i in tensors if self.placement(reading.activation[i], reading) is not None]
+        return with_grid or list(tensors)
+
+    def placement(self, activation: Tensor, reading: Reading) -> Placement | None:
+        """Where the channels and the grid of the layer's output are; None where shapes do not tell."""
         inputs = reading.tape.inputs
         if activation.dim() < 3 <= inputs[0].dim():
             raise ValueError(
@@ -72,11 +80,19 @@ class LayerMap(TapeAttribution, LayerAttribution):
                 "choose a layer before the pooling, or pass layer=None to have it found"
             )
         if is_tokens(inputs):
-            return "tokens" if activation.shape[:-1] == inputs[0].shape else "NCHW"
-        return layout_of(activation.shape, inputs[0].shape) or "NCHW"
+            return None
+        model = eager(self.forward_func)
+        return placement_of(activation.shape, inputs[0].shape, model if isinstance(model, nn.Module) else None)
 
     def layer_for(self, inputs: Any, additional_forward_args: Any) -> Layer:
         """The layer of the constructor, or the one found for these inputs."""
         if self.layer is not None:
             return self.layer
         return target_layer_for(self.forward_func, as_tuple(inputs), additional_args(additional_forward_args)).module
+
+
+def arranged(value: Tensor, placement: Placement | None, is_text: bool = False) -> Tensor:
+    """A layer's output as maps (N, C, …); as it is where its layout is not known. Text embeddings become (N, C, t)."""
+    if is_text and value.dim() == 3:
+        return value.movedim(-1, 1)
+    return value if placement is None else to_map(value, placement)

@@ -50,3 +50,12 @@ def differentiable() -> Iterator[None]:
     """Gradients on, whatever the caller switched off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def check_parameters(model: Any) -> None:
+    """Parameters made in inference mode cannot be saved for a backward pass."""
+    if isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "the model's parameters were made under torch.inference_mode() and cannot take part in gradients: "
+            "build or load the model outside of it"
+        )

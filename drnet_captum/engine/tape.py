@@ -22,7 +22,7 @@ from drnet_captum.engine.inputs import (
 from drnet_captum.engine.naming import INPUT, Layer, find_module, layer_name
 from drnet_captum.engine.recording import Recording
 from drnet_captum.engine.rules import RULES, Rule, Switch, is_rule_node
-from drnet_captum.engine.state import differentiable, kept, without_autocast
+from drnet_captum.engine.state import check_parameters, differentiable, kept, without_autocast
 from drnet_captum.engine.taps import tapped
 from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
@@ -106,7 +106,7 @@ class Tape:
             warnings.warn(
                 "the model is in train mode: call model.eval() to explain what it answers in use", stacklevel=3
             )
-        self._check_parameters()
+        check_parameters(self.model)
         with differentiable(), kept(self.model, {v.device for v in values}), uncompiled():
             self.inputs = tuple(v.detach().clone() for v in values)
             if self.wrt_input:
@@ -242,11 +242,4 @@ class Tape:
             raise ValueError(
                 f"the rule {rule!r} met no activation in the forward pass, so it would be a plain gradient: "
                 "use the plain gradient, or write the model with torch's activation functions"
-            )
-
-    def _check_parameters(self) -> None:
-        if isinstance(self.model, nn.Module) and any(p.is_inference() for p in self.model.parameters()):
-            raise ValueError(
-                "the model's parameters were made under torch.inference_mode() and cannot take part in gradients: "
-                "build or load the model outside of it"
             )

@@ -31,15 +31,17 @@ def tapped(modules: Mapping[Layer, nn.Module], at_layer_inputs: bool) -> Iterato
                 "the model runs this layer in other threads (DataParallel over several devices): "
                 "pass the model itself, not the wrapper or a function around it"
             )
-        tensors = value if isinstance(value, (tuple, list)) else (value,)
-        if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        if not any(isinstance(t, Tensor) for t in parts):
             raise TypeError(
                 f"expected layer {layer_name(name)} to put out a tensor or a tuple of tensors, got "
                 f"{type(value).__name__}: choose another layer"
             )
         with torch._C.DisableTorchFunction():
-            kept[name] = tuple(t if t.requires_grad else leaf(t) for t in tensors)
-            copies = [t.clone() for t in kept[name]]  # what comes after the layer may write into what it gets
+            parts = [t if not isinstance(t, Tensor) or t.requires_grad else leaf(t) for t in parts]
+            kept[name] = tuple(t for t in parts if isinstance(t, Tensor))
+            # Copies, as what comes after the layer may write into what it gets; sizes beside tensors go on as they are.
+            copies = [t.clone() if isinstance(t, Tensor) else t for t in parts]
         if not isinstance(value, (tuple, list)):
             return copies[0]
         return type(value)(copies) if type(value) in (tuple, list) else type(value)(*copies)

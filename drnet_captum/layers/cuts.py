@@ -1,29 +1,99 @@
-"""Dominators of the output in the autograd graph: the nodes that every path from the input passes through."""
+"""Cuts of a recorded graph: the nodes, and the sets of nodes, that every path from the input to the output passes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-#: Nodes of layers with weights: the last of them on the way to the output is the classifier.
+#: Nodes of layers with weights: the last of them on the way to the output may be the classifier.
 WEIGHTED = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "BmmBackward", "LinearBackward")
+NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RmsNorm")
 AVERAGES = ("AvgPool", "MeanBackward")
 
 
-def cut_nodes(root: Any, sources: Iterable[Any]) -> list[Any]:
-    """The nodes through which every path from the sources to the root goes, output to input.
+@dataclass(frozen=True)
+class Flow:
+    """The part of an autograd graph that lies between an output and what it is computed from.
+
+    Attributes:
+        sources: the nodes of the inputs.
+        order: the nodes on the way, output to input, each after all that read it.
+        cuts: those of them that every path passes, output to input.
+    """
+
+    sources: set[Any]
+    order: list[Any]
+    cuts: list[Any]
+
+    @cached_property
+    def rank(self) -> dict[Any, int]:
+        """Each node's place in the order, 0 for the output."""
+        return {node: i for i, node in enumerate(self.order)}
+
+    @cached_property
+    def cut_set(self) -> set[Any]:
+        return set(self.cuts)
+
+    @cached_property
+    def consumers(self) -> dict[Any, list[tuple[Any, int, int]]]:
+        """What reads a node: (reading node, which of its arguments, which of the node's outputs)."""
+        found: dict[Any, list[tuple[Any, int, int]]] = {}
+        for node in self.order:
+            for i, (child, output) in enumerate(node.next_functions):
+                if child in self.rank:
+                    found.setdefault(child, []).append((node, i, output))
+        return found
+
+    def first_met(self, nodes: set[Any]) -> set[Any]:
+        """Those of the nodes, or of the sources, that a path from the output meets before any other of them."""
+        stack, seen, met = [self.order[0]], set(), set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in nodes or node in self.sources:
+                met.add(node)
+            else:
+                stack.extend(child for child, _ in node.next_functions if child in self.rank)
+        return met
+
+    def is_cut_by(self, nodes: set[Any]) -> bool:
+        """Whether no path to a source is left without these nodes."""
+        return self.first_met(nodes) <= nodes
+
+    def classifier(self, classes: int) -> Any | None:
+        """The convolution or linear layer over positions whose output, averaged, is the answer; None if there is none.
+
+        It is the last layer with weights, every path passes it, no norm follows it, and it puts out ``classes``
+        channels. Classifiers after the pooling are no concern here: no layer with a grid comes after them.
+        """
+        for node in self.order:
+            if any(word in node.name() for word in NORMS):
+                return None
+            if node.name().startswith(WEIGHTED):
+                shape = output_shape(node)
+                return node if node in self.cut_set and len(shape) > 1 and classes in (shape[1], shape[-1]) else None
+        return None
+
+
+def flow(root: Any, sources: Iterable[Any]) -> Flow:
+    """The nodes between the root and the sources, in order, and those through which every path goes.
 
     One sweep in topological order: a node is a cut where nothing else is open, that is, where no edge jumps over it.
     """
     sources = set(sources)
-    reaching, order = reaching_nodes(root, sources)
-    waiting = Counter(child for node in order for child in children(node, reaching))
+    reaching = reaching_nodes(root, sources)
+    waiting = Counter(child for node in reaching for child in children(node, reaching))
     open_nodes: set[Any] = {root}
-    cuts = []
+    order, cuts = [], []
     ready = [root]
     while ready:
         node = ready.pop()
+        order.append(node)
         if len(open_nodes) == 1:
             cuts.append(node)
         open_nodes.discard(node)
@@ -34,40 +104,36 @@ def cut_nodes(root: Any, sources: Iterable[Any]) -> list[Any]:
             waiting[child] -= 1
             if waiting[child] == 0:
                 ready.append(child)
-    return cuts
+    return Flow(sources, order, cuts)
 
 
 def children(node: Any, among: set[Any]) -> list[Any]:
     return [child for child, _ in node.next_functions if child in among]
 
 
-def reaching_nodes(root: Any, sources: set[Any]) -> tuple[set[Any], list[Any]]:
-    """The nodes from which a source can be reached, as a set and inputs first. No recursion: graphs are deep."""
-    reaching, order, done = set(sources), list(sources), set(sources)
+def reaching_nodes(root: Any, sources: set[Any]) -> set[Any]:
+    """The nodes from which a source can be reached. No recursion: graphs are deep."""
+    reaching, done = set(sources), set(sources)
     stack = [(root, False)]
     while stack:
         node, expanded = stack.pop()
         if expanded:
-            if node not in reaching and any(child in reaching for child, _ in node.next_functions):
+            if any(child in reaching for child, _ in node.next_functions):
                 reaching.add(node)
-                order.append(node)
             continue
         if node in done:
             continue
         done.add(node)
         stack.append((node, True))
         stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in done)
-    return reaching, order
+    return reaching
 
 
-def average_pools(cuts: list[Any]) -> set[Any]:
-    """Cut nodes that average over positions: a map made there has lost its places, or repeats the layer before."""
-    return {node for node in cuts if any(word in node.name() for word in AVERAGES)}
+def is_average(node: Any) -> bool:
+    """Whether a node averages over positions: a map made there has lost its places, or repeats the layer before."""
+    return any(word in node.name() for word in AVERAGES)
 
 
-def before_classifier(cuts: list[Any]) -> set[Any]:
-    """The cut nodes on the input's side of the last layer with weights."""
-    for i, node in enumerate(cuts):
-        if node.name().startswith(WEIGHTED):
-            return set(cuts[i + 1 :])
-    return set(cuts)
+def output_shape(node: Any, output: int = 0) -> tuple[int, ...]:
+    """The shape of what a node put out."""
+    return tuple(node._input_metadata[output].shape)

@@ -1,22 +1,20 @@
-"""Cut layers and the target layer, from the autograd graph of one forward pass and no table of names."""
+"""Cut layers and the target layer of any model, from one forward pass and no table of names."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from drnet_captum.engine.recording import Recording
-from drnet_captum.engine.rules import Switch
-from drnet_captum.engine.state import differentiable, kept
-from drnet_captum.engine.targets import check_output
-from drnet_captum.engine.unwrap import eager, uncompiled
-from drnet_captum.layers.cuts import average_pools, before_classifier, cut_nodes
-from drnet_captum.layers.layout import Layout, layout_of
+from drnet_captum.engine.state import check_parameters
+from drnet_captum.engine.unwrap import eager
+from drnet_captum.layers.candidates import Candidate, Found, find_candidates
+from drnet_captum.layers.layout import Layout
+from drnet_captum.layers.statements import input_sizes
 
 
 class LayerDiscoveryError(ValueError):
@@ -30,9 +28,11 @@ class TargetLayer:
     Attributes:
         name: dotted name in the model.
         module: the module itself.
-        layout: how its output is laid out: "NCHW" (also for signals and volumes: channels are dimension 1) or "NHWC".
+        layout: how its output is laid out: "NCHW" (also for signals and volumes: channels are dimension 1), "NHWC", or
+            "tokens", (N, prefix_tokens + h·w, C).
         grid: its spatial size, (h, w); (t,) for signals, (d, h, w) for volumes.
         channels: C.
+        prefix_tokens: the number of tokens before the grid's: class, distillation and register tokens.
     """
 
     name: str
@@ -40,21 +40,11 @@ class TargetLayer:
     layout: Layout
     grid: tuple[int, ...]
     channels: int
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A cut layer by name, so that remembering it does not keep the model alive."""
-
-    name: str
-    layout: Layout
-    grid: tuple[int, ...]
-    channels: int
-    eligible: bool  # before the classifier, and before the grid becomes a sequence of tokens
+    prefix_tokens: int = 0
 
 
 #: Per model, by the inputs' shapes.
-_found: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Candidate]]] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[nn.Module, dict[Any, Found]] = weakref.WeakKeyDictionary()
 
 
 def find_cut_layers(model: nn.Module, input_size: tuple[int, ...] | None = None) -> list[TargetLayer]:
@@ -62,8 +52,11 @@ def find_cut_layers(model: nn.Module, input_size: tuple[int, ...] | None = None)
 
     Args:
         model: any ``nn.Module`` that takes one image tensor.
-        input_size: (C, H, W), or (H, W) for three channels. Default: what the model says of itself (timm's
-            ``pretrained_cfg``), else (3, 224, 224).
+        input_size: (C, H, W), or (H, W) with the channels that the first convolution takes. Default: what the model
+            says of itself (timm's ``pretrained_cfg``, Hugging Face's ``config``), else 224×224.
+
+    Raises:
+        LayerDiscoveryError: the model did not run on an image of this size; the message says why, and what to pass.
 
     Example:
         >>> import torch
@@ -72,11 +65,14 @@ def find_cut_layers(model: nn.Module, input_size: tuple[int, ...] | None = None)
         >>> [layer.name for layer in find_cut_layers(model, (3, 16, 16))]
         ['0', '1']
     """
-    return [layer for layer, _ in _candidates(model, (example_input(model, input_size),), ())]
+    module = _module(model)
+    return [_layer(module, c) for c in _run(module, input_size).cuts]
 
 
 def find_target_layer(model: nn.Module, input_size: tuple[int, ...] | None = None) -> TargetLayer:
-    """The last cut layer that still has a spatial grid and lies before the classifier.
+    """The last cut layer that still has a spatial grid, lies before the classifier, and receives gradient everywhere.
+
+    The last block of a class-token ViT does not: its head reads the class token alone, and the block before is found.
 
     Args:
         model: any ``nn.Module`` that takes one image tensor.
@@ -89,106 +85,93 @@ def find_target_layer(model: nn.Module, input_size: tuple[int, ...] | None = Non
         >>> import timm
         >>> find_target_layer(timm.create_model("resnet18")).name
         'layer4'
+        >>> found = find_target_layer(timm.create_model("test_vit"))
+        >>> found.name, found.layout, found.grid, found.prefix_tokens
+        ('blocks.4', 'tokens', (10, 10), 1)
     """
-    return target_layer_for(model, (example_input(model, input_size),), ())
-
-
-def example_input(model: nn.Module, input_size: tuple[int, ...] | None) -> Tensor:
-    """Noise of the size that the model expects, where its parameters are."""
-    if input_size is None:
-        config = getattr(model, "pretrained_cfg", None)
-        input_size = tuple((config or {}).get("input_size", (3, 224, 224)))
-    if len(input_size) == 2:
-        input_size = (3, *input_size)
-    parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), torch.empty(0))
-    noise = torch.rand((1, *input_size), generator=torch.Generator().manual_seed(0))
-    return noise.to(parameter.device, parameter.dtype)
+    module = _module(model)
+    return _choose(module, _run(module, input_size))
 
 
 def target_layer_for(
-    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional: tuple[Any, ...], head: bool = False
+    forward_func: Callable[..., Any], inputs: Sequence[Tensor], additional: Sequence[Any], head: bool = False
 ) -> TargetLayer:
     """The target layer for these inputs; ``head=True``: the last layer with a grid, the classifier's own included."""
     model = eager(forward_func)
     if not isinstance(model, nn.Module):
         raise LayerDiscoveryError("a layer can be found in an nn.Module only, and the model is a function: pass layer=")
-    candidates = _candidates(model, inputs, additional)
-    eligible = [layer for layer, before in candidates if before or head]
-    if eligible:
-        return eligible[-1]
-    there = ", ".join(layer.name for layer, _ in candidates) or "none"
+    return _choose(model, _remembered(model, inputs, additional), head)
+
+
+def example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> list[Tensor]:
+    """Noise of the sizes that the model may expect, likeliest first, where its parameters are."""
+    sizes = input_sizes(model)
+    if input_size is not None:
+        sizes = [(size[0], *input_size) if len(input_size) == 2 else tuple(input_size) for size in sizes]
+    parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), torch.empty(0))
+    noise = [torch.rand((1, *size), generator=torch.Generator().manual_seed(0)) for size in dict.fromkeys(sizes)]
+    return [example.to(parameter.device, parameter.dtype) for example in noise]
+
+
+def _module(model: Any) -> nn.Module:
+    module = eager(model)
+    if not isinstance(module, nn.Module):
+        raise LayerDiscoveryError(f"expected an nn.Module to find layers in, got {type(module).__name__}")
+    return module
+
+
+def _run(model: nn.Module, input_size: tuple[int, ...] | None) -> Found:
+    """Run the model on an image that it did not ask for, and say what may be wrong with that where it fails."""
+    check_parameters(model)
+    failures: list[Exception] = []
+    examples = example_inputs(model, input_size)
+    for example in examples:
+        try:
+            return _remembered(model, (example,), ())
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            failures.append(error)
+    size, why = tuple(examples[0].shape[1:]), failures[0]
+    if isinstance(why, TypeError) and "argument" in str(why):
+        advice = (
+            "use an attribution class with additional_forward_args=, which finds the layer on the inputs that it is "
+            "given, or a wrapper that fills the arguments in"
+        )
+    elif input_size is None:
+        advice = "pass input_size=(C, H, W) if it takes another size"
+    else:
+        advice = "pass the input_size=(C, H, W) that it takes"
     raise LayerDiscoveryError(
-        "found no layer with a spatial output (N, C, h, w) of more than one position that every path to the output "
-        f"passes through, close before the classifier (layers with a grid: {there}): pass layer= with a module or its "
-        "dotted name"
-    )
+        f"{type(model).__name__} does not run on an image of {size}: {str(why) or type(why).__name__}; {advice}"
+    ) from why
 
 
-def _candidates(
-    model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...]
-) -> list[tuple[TargetLayer, bool]]:
+def _remembered(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any]) -> Found:
     key = (tuple((v.shape[1:], v.dtype) for v in inputs), model.training)
     known = _found.setdefault(model, {})
     if key not in known:
-        known[key] = _discover(model, inputs, additional)
-    modules = dict(model.named_modules())
-    return [
-        (TargetLayer(c.name, modules[c.name], c.layout, c.grid, c.channels), c.eligible)
-        for c in known[key]
-        if c.name in modules
-    ]
+        known[key] = find_candidates(model, inputs, additional)
+    return known[key]
 
 
-def _discover(model: nn.Module, inputs: tuple[Tensor, ...], additional: tuple[Any, ...]) -> list[Candidate]:
-    """The cut layers with a grid, input to output."""
-    produced: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
-    names = {module: name for name, module in model.named_modules()}
-    last: dict[str, Any] = {}  # of a module called several times the tape keeps the last output
-    handles = []
-
-    def note(module: nn.Module, args: Any, out: Any) -> None:
-        if isinstance(out, Tensor) and out.grad_fn is not None:
-            produced.setdefault(out.grad_fn, []).append((names[module], tuple(out.shape)))
-            last[names[module]] = out.grad_fn
-
-    with differentiable(), kept(model, {v.device for v in inputs}), uncompiled():
-        n = len(inputs[0])
-        leaves = [v.detach()[:1].clone() for v in inputs]  # one example is enough
-        additional = tuple(a[:1] if isinstance(a, Tensor) and a.dim() and len(a) == n else a for a in additional)
-        leaves = [v.requires_grad_() if v.dtype.is_floating_point else v for v in leaves]
-        copies = [v.clone() for v in leaves]
-        try:
-            handles += [module.register_forward_hook(note) for module in names]
-            with Recording(Switch()):
-                output = check_output(model(*copies, *additional))
-        finally:
-            for handle in handles:
-                handle.remove()
-    if output.grad_fn is None:
-        return []
-    cuts = cut_nodes(output.grad_fn, [c.grad_fn for c in copies if c.grad_fn is not None])
-    pools, before = average_pools(cuts), before_classifier(cuts)
-    layers: list[Candidate] = []
-    for node in reversed(cuts):  # input to output
-        makers = [(name, shape) for name, shape in produced.get(node, []) if name and last[name] is node]
-        if not makers or node in pools:
-            continue
-        name, shape = outermost(makers)
-        layout = layout_of(shape, inputs[0].shape)
-        if node in before and len(shape) == 3 < inputs[0].dim() and shape[1] > 1:
-            layers = [replace(layer, eligible=False) for layer in layers]
-        if layout is None:
-            continue
-        grid, channels = (shape[2:], shape[1]) if layout == "NCHW" else (shape[1:-1], shape[-1])
-        if torch.Size(grid).numel() > 1:
-            layers.append(Candidate(name, layout, grid, channels, node in before))
-    return layers
+def _layer(model: nn.Module, candidate: Candidate) -> TargetLayer:
+    at = candidate.placement
+    module = model.get_submodule(candidate.name)
+    return TargetLayer(candidate.name, module, at.layout, at.grid, at.channels, at.prefix_tokens)
 
 
-def outermost(makers: list[tuple[str, tuple[int, ...]]]) -> tuple[str, tuple[int, ...]]:
-    """Of the modules that return one tensor, in order: the one that made it, or its outermost parent."""
-    chosen = makers[0]
-    for name, shape in makers[1:]:
-        if chosen[0].startswith(name + "."):
-            chosen = (name, shape)
-    return chosen
+def _choose(model: nn.Module, found: Found, head: bool = False) -> TargetLayer:
+    if found.branches:
+        ends = ", ".join(f"{c.name} {c.placement.grid}" for c in found.branches)
+        raise LayerDiscoveryError(
+            f"{type(model).__name__} ends in several branches, and no layer decides its answer alone: pass layer= with "
+            f"the last layer of one of them, {ends}, or another module"
+        )
+    eligible = [c for c in found.cuts if c.is_eligible or head]
+    if eligible:
+        return _layer(model, eligible[-1])
+    there = ", ".join(c.name for c in found.cuts) or "none"
+    raise LayerDiscoveryError(
+        "found no layer before the classifier that every path to the output passes through and that puts out a grid of "
+        "more than one position, (N, C, h, w), (N, h, w, C) or (N, tokens, C) (layers with a grid: "
+        f"{there}): pass layer= with a module or its dotted name"
+    )
