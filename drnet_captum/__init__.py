@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drnet_captum.explanation import explain
     from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
     from drnet_captum.layers.layout import to_map
+    from drnet_captum.logits import LogitsOf
     from drnet_captum.registry import Method, methods, register_with_captum
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOMES = {
     "explanation": ("explain",),
     "layers.discovery": ("LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"),
     "layers.layout": ("to_map",),
+    "logits": ("LogitsOf",),
     "registry": ("Method", "methods", "register_with_captum"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -55,6 +57,7 @@ __all__ = [
     "HiResCAM",
     "LayerCAM",
     "LayerDiscoveryError",
+    "LogitsOf",
     "Method",
     "ModelCard",
     "Saliency",

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from drnet_captum.layers.statements import output_format, patch_grid, prefix_tokens
+from drnet_captum.layers.statements import output_format, patch_grid, prefix_tokens, raster_grid
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 MOST_PREFIX_TOKENS = 9  # a class token and eight registers: the most that published models have
@@ -120,7 +120,9 @@ def _tokens(shape: Sequence[int], input_shape: Sequence[int], model: nn.Module |
         if not grids and own is not None and prod(own) == count - prefix and prefix == (stated or 0):
             grids = {own}
         if grids:
-            return Placement("tokens", min(grids, key=lambda g: unevenness(g, input_shape[2:])), channels, prefix)
+            grid = min(grids, key=lambda g: unevenness(g, input_shape[2:]))
+            in_rows = raster_grid(model) if model is not None else None
+            return None if in_rows not in (None, grid) else Placement("tokens", grid, channels, prefix)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -33,6 +34,15 @@ def patch_grid(model: nn.Module) -> tuple[int, ...] | None:
     """The grid of patches that the model was built for (timm's ``patch_embed.grid_size``)."""
     value = stated(model, lambda m: getattr(getattr(m, "patch_embed", None), "grid_size", None))
     return tuple(value) if isinstance(value, (tuple, list)) else None
+
+
+def raster_grid(model: nn.Module) -> tuple[int, ...] | None:
+    """The grid whose tokens come row by row, in models that say they order them otherwise before (Hiera's ``unroll``)."""
+    unroll = stated(model, lambda m: getattr(m, "unroll", None))
+    size, schedule = getattr(unroll, "size", None), getattr(unroll, "schedule", None)
+    if size is None or schedule is None:
+        return None
+    return tuple(side // prod(strides) for side, strides in zip(size, zip(*schedule, strict=True), strict=True))
 
 
 def is_headless(model: nn.Module) -> bool:
