@@ -23,13 +23,13 @@ class LogitsOf(nn.Module):
 
     Example:
         >>> import torch, torchvision
-        >>> net = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+        >>> net = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(weights_backbone=None).eval()
         >>> scores = LogitsOf(net, "out")
         >>> scores(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 21, 64, 64])
         >>> from drnet_captum import GradCAM
         >>> GradCAM(scores).attribute(torch.rand(1, 3, 64, 64), target=(12, 30, 30)).shape  # class 12 at pixel (30, 30)
-        torch.Size([1, 1, 8, 8])
+        torch.Size([1, 1, 4, 4])
     """
 
     def __init__(self, model: nn.Module, key: str = "logits") -> None:

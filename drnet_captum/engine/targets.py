@@ -25,18 +25,20 @@ def check_output(output: Any) -> Tensor:
     fields = ""
     if isinstance(output, dict):
         fields = f" with the keys {', '.join(map(repr, list(output)[:6]))}"
-    raise TypeError(
-        f"expected the model to return a tensor of scores, got {kind}{fields}: wrap it so that it does, for example\n"
-        "    class Scores(torch.nn.Module):\n"
-        "        def __init__(self, model): super().__init__(); self.model = model\n"
-        f"        def forward(self, x): return self.model(x){access(output)}"
-    )
+    raise TypeError(f"expected the model to return a tensor of scores, got {kind}{fields}: {wrapping(output)}")
 
 
-def access(output: Any) -> str:
-    if isinstance(output, dict):
-        return f"[{next(iter(output), 'logits')!r}]"
-    return "[0]" if isinstance(output, (tuple, list)) else ".logits"
+def wrapping(output: Any) -> str:
+    """How to make such an output a tensor of scores."""
+    if isinstance(output, (tuple, list)):
+        return (
+            "wrap it so that it does, for example\n"
+            "    class Scores(torch.nn.Module):\n"
+            "        def __init__(self, model): super().__init__(); self.model = model\n"
+            "        def forward(self, x): return self.model(x)[0]"
+        )
+    key = "logits" if not isinstance(output, dict) or "logits" in output else next(iter(output), "logits")
+    return f"wrap it, drnet_captum.LogitsOf(model{'' if key == 'logits' else f', {key!r}'})"
 
 
 def select(output: Tensor, target: Target) -> Tensor:

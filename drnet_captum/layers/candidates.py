@@ -16,6 +16,10 @@ from drnet_captum.layers.statements import is_headless
 from drnet_captum.layers.trace import Call, trace
 
 
+#: Of the layers with weights, as many come after the last cut layer where a network ends in branches.
+SHARE_OF_BRANCHES = 0.25
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A layer with a grid, by name, so that remembering it does not keep the model alive.
@@ -117,13 +121,15 @@ def _is_inside(name: str, modules: set[str]) -> bool:
 def _branches(
     model: nn.Module, graph: Flow, cuts: Sequence[tuple[Any, Candidate]], others: Sequence[tuple[Any, Candidate]]
 ) -> list[Candidate]:
-    """The last layers of the branches that a network ends in; none where a cut layer comes after them.
+    """The last layers of the branches that a network ends in; none where a cut layer comes after most of the network.
 
     Of every grid that is coarser than the last cut layer's and comes after it, the layer with most weights is taken (of
     several, the one closest to the output), and those kept from which a path leads to the output past the others.
     """
     node, last = next((row for row in reversed(cuts) if row[1].is_eligible), (None, None))
     rank, most = (len(graph.order), None) if last is None else (graph.rank[node], prod(last.placement.grid))
+    if graph.share_after(rank) < SHARE_OF_BRANCHES:
+        return []
     ends: dict[tuple[int, ...], tuple[int, int, Any, Candidate]] = {}
     for node, candidate in others:
         grid = candidate.placement.grid

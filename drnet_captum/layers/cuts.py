@@ -65,18 +65,22 @@ class Flow:
         """Whether no path to a source is left without these nodes."""
         return self.first_met(nodes) <= nodes
 
+    def share_after(self, rank: int) -> float:
+        """The share of the steps with weights that come after a place in the order."""
+        ranks = [i for i, node in enumerate(self.order) if node.name().startswith(WEIGHTED)]
+        return sum(i < rank for i in ranks) / max(1, len(ranks))
+
     def classifier(self, classes: int) -> Any | None:
         """The convolution or linear layer over positions whose output, averaged, is the answer; None if there is none.
 
-        It is the last layer with weights, every path passes it, no norm follows it, and it puts out ``classes``
-        channels. Classifiers after the pooling are no concern here: no layer with a grid comes after them.
+        It is the last layer with weights, no norm follows it, and it puts out ``classes`` channels. Classifiers after the pooling are no concern here: no layer with a grid comes after them.
         """
         for node in self.order:
             if any(word in node.name() for word in NORMS):
                 return None
             if node.name().startswith(WEIGHTED):
                 shape = output_shape(node)
-                return node if node in self.cut_set and len(shape) > 1 and classes in (shape[1], shape[-1]) else None
+                return node if len(shape) > 1 and classes in (shape[1], shape[-1]) else None
         return None
 
 
