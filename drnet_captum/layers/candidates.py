@@ -15,7 +15,6 @@ from drnet_captum.layers.positions import receiving
 from drnet_captum.layers.statements import is_headless
 from drnet_captum.layers.trace import Call, trace
 
-
 #: Of the layers with weights, as many come after the last cut layer where a network ends in branches.
 SHARE_OF_BRANCHES = 0.25
 

@@ -73,7 +73,8 @@ class Flow:
     def classifier(self, classes: int) -> Any | None:
         """The convolution or linear layer over positions whose output, averaged, is the answer; None if there is none.
 
-        It is the last layer with weights, no norm follows it, and it puts out ``classes`` channels. Classifiers after the pooling are no concern here: no layer with a grid comes after them.
+        It is the last layer with weights, no norm follows it, and it puts out ``classes`` channels. Classifiers after
+        the pooling are no concern here: no layer with a grid comes after them.
         """
         for node in self.order:
             if any(word in node.name() for word in NORMS):

@@ -146,7 +146,8 @@ def _run(model: nn.Module, input_size: tuple[int, ...] | None) -> Found:
 
 
 def _remembered(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any]) -> Found:
-    key = (tuple((v.shape[1:], v.dtype) for v in inputs), model.training)
+    modules = tuple(id(module) for module in model.modules())  # a model whose head was replaced is another model
+    key = (tuple((v.shape[1:], v.dtype) for v in inputs), model.training, modules)
     known = _found.setdefault(model, {})
     if key not in known:
         known[key] = find_candidates(model, inputs, additional)

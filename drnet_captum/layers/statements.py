@@ -37,7 +37,7 @@ def patch_grid(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def raster_grid(model: nn.Module) -> tuple[int, ...] | None:
-    """The grid whose tokens come row by row, where a model orders those of finer grids otherwise (Hiera's ``unroll``)."""
+    """The grid whose tokens come in rows, where a model orders those of finer grids otherwise (Hiera's ``unroll``)."""
     unroll = stated(model, lambda m: getattr(m, "unroll", None))
     size, schedule = getattr(unroll, "size", None), getattr(unroll, "schedule", None)
     if size is None or schedule is None:
