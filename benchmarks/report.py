@@ -41,6 +41,30 @@ def speed_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nMedian of paired ratios (interquartile interval). {source}."
 
 
+def layers_table(results: dict[str, Any]) -> str:
+    """Rows rules, columns what their layers are."""
+    rows, where = results["rows"], results["environment"]
+    columns = {
+        "good": f"good, of {rows[0]['models']} models",
+        "cut": "a cut",
+        "grid": "has a grid",
+        "live": "gradient at more than half of the positions",
+        "final": "final resolution",
+        "not_found": "not found",
+        "says_so": "no layer is good, and says so",
+    }
+    lines = [f"| rule | {' | '.join(columns.values())} |", "|---|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [f"**{row[key]}**" if key == "good" else str(row[key]) for key in columns]
+        lines.append(f"| {row['rule']} | {' | '.join(cells)} |")
+    source = (
+        f"{len(where['left_out'])} models of more than 150 million parameters are left out. Random weights, seed "
+        f"{where['seed']}, torch {where['torch']}, timm {where['timm']}, torchcam {where['torchcam']}, torchxai-explain "
+        f"{where['torchxai-explain']}"
+    )
+    return "\n".join(lines) + f"\n\nCounts of models. {source}."
+
+
 def methods_table() -> str:
     """Every method of the registry."""
     lines = ["| name | class | paper | needs | maps |", "|---|---|---|---|---|"]
@@ -58,7 +82,11 @@ def latest(pattern: str) -> dict[str, Any]:
 
 def filled(text: str) -> str:
     """README with its tables made anew."""
-    tables = {"speed": speed_table(latest("classical_cpu_*.json")), "methods": methods_table()}
+    tables = {
+        "speed": speed_table(latest("classical_cpu_*.json")),
+        "layers": layers_table(latest("layers_*.json")),
+        "methods": methods_table(),
+    }
     for name, table in tables.items():
         block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)

@@ -108,7 +108,10 @@ Output = namedtuple("Output", "logits loss")
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        (lambda y: {"logits": y, "loss": 0}, r"dict with the keys 'logits', 'loss': wrap it, drnet_captum\.LogitsOf\(model\)"),
+        (
+            lambda y: {"logits": y, "loss": 0},
+            r"dict with the keys 'logits', 'loss': wrap it, drnet_captum\.LogitsOf\(model\)",
+        ),
         (lambda y: (y, None), r"got tuple[\s\S]*self\.model\(x\)\[0\]"),
         (lambda y: Output(y, 0), r"got Output[\s\S]*self\.model\(x\)"),
         (lambda y: SimpleNamespace(logits=y), r"got SimpleNamespace: wrap it, drnet_captum\.LogitsOf\(model\)"),

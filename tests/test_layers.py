@@ -162,14 +162,13 @@ def test_the_size_is_the_model_s_own_by_default():
     assert find_target_layer(torchvision_model("squeezenet1_1")).grid == (13, 13)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit2"])
-def test_models_without_a_grid_say_to_pass_a_layer(name):
-    with pytest.raises(LayerDiscoveryError, match="pass layer="):
-        find_target_layer(timm_model(name))
-    assert issubclass(LayerDiscoveryError, ValueError)
+def test_tokens_are_a_grid_behind_the_class_token():
+    found = find_target_layer(timm_model("test_vit"))
+    assert (found.name, found.layout, found.grid, found.prefix_tokens) == ("blocks.4", "tokens", (10, 10), 1)
 
 
 def test_functions_and_flat_models_raise():
+    assert issubclass(LayerDiscoveryError, ValueError)
     with pytest.raises(LayerDiscoveryError, match="function: pass layer="):
         target_layer_for(lambda x: x.flatten(1), (torch.randn(1, 3, 8, 8),), ())
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
@@ -194,7 +193,7 @@ def test_the_model_is_left_as_it_was(find, trainable):
 
 def test_an_error_of_the_model_leaves_it_as_it_was():
     model = torchvision_model("resnet18")
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(LayerDiscoveryError, match=r"(?s)\(5, 64, 64\): .*channels.*input_size"):
         find_target_layer(model, (5, 64, 64))
     assert not any(m._forward_hooks for m in model.modules())
     assert find_target_layer(model, (3, 64, 64)).name == "layer4"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import demo, example, explain, tables
+from . import demo, example, explain, layers, tables, zoo
 from .console import OUT
 
 __all__ = ["app"]
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 app.command("methods")(tables.command)
+app.command("layers")(layers.command)
+app.command("zoo")(zoo.command)
 app.add_typer(example.app, name="example")
 
 
