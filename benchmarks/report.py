@@ -59,8 +59,8 @@ def layers_table(results: dict[str, Any]) -> str:
         lines.append(f"| {row['rule']} | {' | '.join(cells)} |")
     source = (
         f"{len(where['left_out'])} models of more than 150 million parameters are left out. Random weights, seed "
-        f"{where['seed']}, torch {where['torch']}, timm {where['timm']}, torchcam {where['torchcam']}, torchxai-explain "
-        f"{where['torchxai-explain']}"
+        f"{where['seed']}, torch {where['torch']}, timm {where['timm']}, torchcam {where['torchcam']}, "
+        f"torchxai-explain {where['torchxai-explain']}"
     )
     return "\n".join(lines) + f"\n\nCounts of models. {source}."
 

@@ -18,13 +18,17 @@ def tensors(output: Any) -> list[Tensor]:
 def cut_at(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     """The output with all that the layer puts out cut off from the input: differentiable where another path is left."""
 
+    depends = []  # for each run: when a layer runs several times, its later runs are cut off from the input by the first
+
     def detached(module: nn.Module, args: Any, out: Any) -> Any:
-        assert any(t.requires_grad for t in tensors(out)), "the layer does not depend on the input"
+        depends.append(any(t.requires_grad for t in tensors(out)))
         if isinstance(out, Tensor):
             return out.detach()
         return type(out)(v.detach() if isinstance(v, Tensor) else v for v in out)
 
-    return hooked(model, layer, x, detached)
+    output = hooked(model, layer, x, detached)
+    assert any(depends), "the layer does not depend on the input"
+    return output
 
 
 def hooked(model: nn.Module, layer: nn.Module, x: Tensor, hook: Any) -> Tensor:
