@@ -18,7 +18,7 @@ def tensors(output: Any) -> list[Tensor]:
 def cut_at(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     """The output with all that the layer puts out cut off from the input: differentiable where another path is left."""
 
-    depends = []  # for each run: when a layer runs several times, its later runs are cut off from the input by the first
+    depends = []  # for each run: the first one of a layer that runs several times cuts the later ones off
 
     def detached(module: nn.Module, args: Any, out: Any) -> Any:
         depends.append(any(t.requires_grad for t in tensors(out)))

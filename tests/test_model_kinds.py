@@ -33,8 +33,9 @@ class Block(nn.Module):
 class Tokens(nn.Module):
     """A transformer that states nothing of itself: a class token, two registers, patches of 8×8."""
 
-    def __init__(self, depth=3):
+    def __init__(self, depth=3, read=slice(1)):
         super().__init__()
+        self.read = read
         self.patches = nn.Conv2d(3, 16, 8, stride=8)
         self.first = nn.Parameter(torch.randn(1, 3, 16))
         self.blocks = nn.ModuleList(Block() for _ in range(depth))
@@ -45,7 +46,7 @@ class Tokens(nn.Module):
         x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
         for block in self.blocks:
             x = block(x)
-        return self.head(x[:, 0])
+        return self.head(x[:, self.read].mean(1))
 
 
 class Normalize(nn.Module):
@@ -74,6 +75,23 @@ def test_shapes_tell_where_a_model_states_nothing(size, grid):
     assert is_cut(model, found.module, x)
     assert live_share(model, found, x) == 1
     assert GradCAM(model).attribute(x, target=1).shape == (1, 1, *grid)
+
+
+@pytest.mark.parametrize(("read", "layer"), [(slice(3, 15), 1), (slice(15), 1), (slice(16), 2), (slice(3, 16), 2)])
+def test_more_than_half_of_the_grid_decides_without_the_tokens_before_it(read, layer):
+    """Of 24 patches after three other tokens, the head averages 12 or 13."""
+    model = seeded(Tokens, read=read)
+    assert find_target_layer(model, (3, 32, 48)).name == f"blocks.{layer}"
+
+
+@pytest.mark.parametrize(("classes", "layer"), [(0, "2"), (6, "0"), (None, "0")])
+def test_the_last_convolution_of_a_headless_model_is_no_classifier(classes, layer):
+    """Six averaged maps are six scores, unless the model says that it has no classes."""
+    steps = (nn.Conv2d(3, 4, 3), nn.Identity(), nn.Conv2d(4, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*steps).eval()
+    if classes is not None:
+        model.num_classes = classes
+    assert find_target_layer(model, (3, 12, 12)).name == layer
 
 
 def test_statements_decide_between_layouts_that_fit():
