@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from drnet_captum import find_cut_layers
+from drnet_captum import LayerDiscoveryError, find_cut_layers, find_target_layer
 from drnet_captum.layers.cuts import flow
 
 
@@ -86,6 +86,41 @@ def test_a_module_called_several_times_is_a_cut_where_its_last_call_is():
 
     found = [layer.name for layer in find_cut_layers(Graph(last_is_a_branch).eval(), (2, 8, 8))]
     assert found == ["b", "c"]
+
+
+class Ends(nn.Module):
+    """A trunk, then two heads: of the trunk's mean, and of the mean of coarser maps made from it."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.trunk = nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) for _ in range(depth)))
+        self.down, self.head, self.other = nn.Conv2d(2, 2, 2, stride=2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        return self.head(x.mean((2, 3))) + self.other(self.down(x).mean((2, 3)))
+
+
+def test_a_network_ends_in_branches_where_much_of_it_comes_after_the_last_cut():
+    assert find_target_layer(Ends(12).eval(), (2, 8, 8)).name == "trunk"
+    with pytest.raises(LayerDiscoveryError, match=r"several branches.* of them, down \(4, 4\), or another"):
+        find_target_layer(Ends(2).eval(), (2, 8, 8))
+
+
+def test_only_the_last_layer_of_a_branch_is_named():
+    """A way around everything leaves no cut. Of the other branch, no layer is named that a later one reads."""
+
+    def around(m, x):
+        y = m.b(F.avg_pool2d(m.a(F.avg_pool2d(x, 2)), 2))
+        return m.head(m.flat(m.pool(y))) + m.head(m.flat(m.pool(x)))
+
+    with pytest.raises(LayerDiscoveryError, match=r"of them, b \(2, 2\), or another"):
+        find_target_layer(Graph(around).eval(), (2, 8, 8))
+
+
+def test_an_average_is_no_layer_to_look_at():
+    layers = (nn.Conv2d(2, 2, 3, padding=1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    assert [layer.name for layer in find_cut_layers(nn.Sequential(*layers).eval(), (2, 8, 8))] == ["0"]
 
 
 def brute_force(root, source):
