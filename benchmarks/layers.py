@@ -12,7 +12,8 @@ in the same way, by running the model (random weights, float32, one image of its
   have none that a map could be made from;
 - it is live: a random mixture of the logits has a gradient at more than half of the grid's positions;
 - it has the final resolution: as many positions as the smallest grid that ``forward_features`` returns; where that
-  returns none, as the output of the module that ``feature_info[-1]`` names.
+  returns no maps, as the maps of the module that ``feature_info[-1]`` names; where there are no maps, as the tokens of
+  the one or the other.
 
 A rule that raises or returns nothing has not found a layer. Where it raised and no module is good (networks that end in
 several branches), it said so. The other rules: ``pip install --no-deps torchcam torchxai-explain``.
@@ -239,11 +240,11 @@ def mixture(answer: Any) -> Tensor:
 def final_positions(model: nn.Module, x: Tensor) -> int:
     """The number of positions of the model's last grid, as timm's ``forward_features`` and ``feature_info`` have it."""
     with torch.no_grad():
-        found = with_grid(tensors(model.forward_features(x.clone())), x)  # type: ignore[operator]
-        name = feature_info(model, x)
-        if not found and name is not None:
-            found = with_grid([t for at, t in outputs(model, x) if at == name], x)
-    return min((grid.positions for _, grid in found), default=0)
+        features = with_grid(tensors(model.forward_features(x.clone())), x)  # type: ignore[operator]
+    name = feature_info(model, x)
+    module = with_grid([t for at, t in outputs(model, x) if at == name], x) if name is not None else []
+    maps = [[row for row in found if row[0].dim() == 4] for found in (features, module)]
+    return min((grid.positions for _, grid in next(filter(None, (*maps, features, module)), [])), default=0)
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:

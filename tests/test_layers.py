@@ -214,6 +214,16 @@ def test_the_cache_neither_keeps_the_model_nor_confuses_sizes():
     assert alive() is None
 
 
+def test_the_cache_knows_that_a_model_trains_otherwise_than_it_answers():
+    class Stops(nn.Sequential):
+        def forward(self, x):
+            return nn.Sequential(*list(self)[: 3 if self.training else 4])(x).mean((2, 3))
+
+    model = Stops(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)))
+    names = [[c.name for c in find_cut_layers(model.train(mode), (3, 8, 8))] for mode in (True, False, True)]
+    assert names == [["0", "1", "2"], ["0", "1", "2", "3"], ["0", "1", "2"]]
+
+
 def layout_of(shape, image):
     found = placement_of(shape, image)
     return found and found.layout

@@ -106,6 +106,21 @@ def test_statements_decide_between_layouts_that_fit():
     assert placement_of((1, 6, 4, 4), image, States(output_fmt="NHWC")).layout == "NCHW"  # a layer before the change
 
 
+def test_patches_of_a_padded_image_are_counted_in_full():
+    assert placement_of((1, 35, 8), (1, 3, 32, 48)) == Placement("tokens", (5, 7), 8)  # 7×7, the last ones padded
+
+
+def test_the_channels_of_a_convolution_over_flattened_positions_are_no_tokens():
+    """(N, C, h·w), and C happens to be a square number."""
+
+    class Flattened(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).flatten(2)).mean(2)
+
+    model = Flattened(nn.Conv2d(3, 4, 8, stride=8), nn.Conv1d(4, 16, 1)).eval()
+    assert [layer.name for layer in find_cut_layers(model, (3, 32, 32))] == ["0"]
+
+
 def test_patches_that_are_not_square_are_known_where_a_model_states_its_grid():
     shape, image = (1, 8, 5), (1, 3, 32, 32)
     stating = States(num_prefix_tokens=0, patch_embed=SimpleNamespace(grid_size=(2, 4)))
@@ -144,8 +159,9 @@ def test_parameters_made_in_inference_mode_raise():
     with torch.inference_mode():
         model = timm_model("test_vit")
     for find in (find_target_layer, find_cut_layers):
-        with pytest.raises(ValueError, match="inference_mode"):
+        with pytest.raises(ValueError, match="inference_mode") as raised:
             find(model)
+        assert "input_size" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("name", "grid"), [("test_vit", (10, 10)), ("test_mambaout", (5, 5)), ("test_resnet", (5, 5))])

@@ -58,8 +58,15 @@ def test_all_maps_of_one_recording_are_those_of_the_classes(name):
     torch.testing.assert_close(found["guided_grad_cam"], dc.GuidedGradCAM(model).attribute(x, target=2))
 
 
-def by_hand(model, layer, x, target, arrange):
-    """Grad-CAM from a hook and a gradient; ``arrange`` makes (N, C, h, w) of the layer's output."""
+WEIGHTS = {
+    dc.GradCAM: lambda gradient: gradient.mean((2, 3), keepdim=True),
+    dc.HiResCAM: lambda gradient: gradient,
+    dc.LayerCAM: lambda gradient: gradient.relu(),
+}
+
+
+def by_hand(model, layer, x, target, arrange, weights):
+    """A map from a hook and a gradient; ``arrange`` makes (N, C, h, w) of the layer's output."""
     kept = []
     handle = layer.register_forward_hook(lambda m, args, out: kept.append(out))
     try:
@@ -67,7 +74,7 @@ def by_hand(model, layer, x, target, arrange):
     finally:
         handle.remove()
     (gradient,) = torch.autograd.grad(output[:, target].sum(), kept)
-    return (arrange(gradient).mean((2, 3), keepdim=True) * arrange(kept[0])).sum(1, keepdim=True).detach()
+    return (weights(arrange(gradient)) * arrange(kept[0])).sum(1, keepdim=True).detach()
 
 
 def rows(prefix, h, w):
@@ -75,6 +82,7 @@ def rows(prefix, h, w):
     return lambda t: torch.stack([torch.stack([t[:, prefix + i * w + j] for j in range(w)], -1) for i in range(h)], -2)
 
 
+@pytest.mark.parametrize("method", WEIGHTS)
 @pytest.mark.parametrize(
     ("name", "options", "layer", "size", "arrange"),
     [
@@ -86,12 +94,12 @@ def rows(prefix, h, w):
     ],
     ids=["class token", "not square", "registers", "mean of patches", "channels last"],
 )
-def test_grad_cam_is_the_one_worked_out_by_hand(name, options, layer, size, arrange):
+def test_maps_are_those_worked_out_by_hand(method, name, options, layer, size, arrange):
     model, x = timm_model(name, **options).double(), images(2, size=size, dtype=torch.float64)
-    expected = by_hand(model, model.get_submodule(layer), x, 3, arrange)
-    found = dc.GradCAM(model).attribute(x, target=3)
+    expected = by_hand(model, model.get_submodule(layer), x, 3, arrange, WEIGHTS[method])
+    found = method(model).attribute(x, target=3)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(dc.GradCAM(model, layer=layer).attribute(x, target=3), expected)
+    torch.testing.assert_close(method(model, layer=layer).attribute(x, target=3), expected)
     assert expected.abs().max() > 0
 
 
