@@ -81,6 +81,11 @@ class CAM(ActivationMap):
         found = []
         for activation, gradient in zip(reading.activation, reading.layer_gradient(), strict=True):
             placement = self.placement(activation, reading)
+            if placement is not None and placement.prefix_tokens and gradient[:, :, : placement.prefix_tokens].any():
+                raise ValueError(
+                    "CAM is defined for heads that average over all positions, and this one reads tokens beside the "
+                    "grid (a class token): use GradCAM"
+                )
             maps = torch.stack([arranged(row, placement) for row in gradient])  # (K, N, C, …)
             grid = tuple(range(3, maps.dim()))
             uniform = maps.mean(grid, keepdim=True) if grid else maps

@@ -112,6 +112,8 @@ def _grid(shape: Sequence[int], input_shape: Sequence[int], model: nn.Module | N
 
 def _tokens(shape: Sequence[int], input_shape: Sequence[int], model: nn.Module | None) -> Placement | None:
     count, channels = shape[1], shape[2]
+    if channels == 1:
+        return None  # pooled channels, (N, C, 1)
     stated = prefix_tokens(model) if model is not None else None
     counts = [stated] if stated is not None else []
     for prefix in [*counts, *range(min(MOST_PREFIX_TOKENS + 1, count))]:

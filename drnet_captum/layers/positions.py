@@ -20,10 +20,12 @@ from drnet_captum.layers.cuts import Flow, output_shape
 POINTWISE = (
     *("Add", "Sub", "RSub", "Mul", "Div", "Neg", "Pow", "Rsqrt", "Sqrt", "Exp", "Clamp", "Where", "MaskedFill"),
     *("Clone", "Copy", "CopySlices", "ToCopy", "Alias", "Contiguous", "Expand", "View", "UnsafeView", "ReshapeAlias"),
-    *("Squeeze", "Unsqueeze", "NativeDropout", "FusedDropout", "NativeBatchNorm", "BatchNorm", "PiecewiseLinear"),
+    *("Squeeze", "Unsqueeze", "NativeDropout", "FusedDropout", "BatchNorm", "PiecewiseLinear"),
     *("Smooth", "Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Softmax", "LogSoftmax", "NativeLayerNorm", "FusedRmsNorm"),
     *("Mean", "Sum"),
 )
+#: Those of them that change the shape otherwise than by broadcasting.
+RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Mean", "Sum")
 #: Steps that pass on the strongest position of each channel, and leave the others without gradient.
 STRONGEST = ("Max", "Amax", "Min", "Amin", "AdaptiveMaxPool1D")
 
@@ -74,6 +76,8 @@ def step(node: Any, argument: int, shape: Sequence[int], axis: int, positions: P
     if kind in ("Transpose", "Permute", "T"):
         return (), [(0, _moved(node, kind, len(shape), axis), positions)]
     if kind in STRONGEST:
+        if axis in _dims(node, len(shape)) and len(out) == len(shape):
+            return None  # kept as a dimension, to be compared with every position
         return ((), []) if axis in _dims(node, len(shape)) else _kept(shape, out, axis, positions)
     if kind == "Cat":
         return _beside(node, argument, len(shape), axis, positions)
@@ -84,11 +88,14 @@ def step(node: Any, argument: int, shape: Sequence[int], axis: int, positions: P
         return None
     if kind in ("Mean", "Sum", "Softmax", "LogSoftmax") and axis in _dims(node, len(shape)):
         return None
-    if "Norm" in kind and kind not in ("NativeBatchNorm", "BatchNorm"):
+    if "Norm" in kind and kind != "BatchNorm":
         normalized = getattr(node, "_saved_normalized_shape", None)
         if normalized is None or axis >= len(shape) - len(normalized):
             return None
-    return _kept(shape, out, axis, positions)
+    if kind in RESHAPING:
+        return _kept(shape, out, axis, positions)
+    aligned = axis + len(out) - len(shape)  # broadcasting aligns dimensions from the right
+    return ((), [(0, aligned, positions)]) if out[aligned] == shape[axis] else None
 
 
 def _part(node: Any, kind: str, dims: int, axis: int, positions: Positions) -> Onwards:
