@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -43,10 +43,29 @@ def escaped_activations(found: Iterable[Any], gates: set[Any]) -> list[str]:
     return sorted(n for n in names if ACTIVATION_NAMES.search(n) or OPAQUE_NAMES.search(n))
 
 
-def fold_batch_norms(found: list[Any]) -> None:
+def lowest(chosen: set[Any]) -> set[Any]:
+    """Those of the chosen nodes below which there is no other: a backward pass to them goes by all of them."""
+    above: set[Any] = set()  # nodes from which one of them can be reached, itself not counted
+    done: set[Any] = set()
+    for start in chosen:
+        stack = [(start, False)]
+        while stack:
+            node, expanded = stack.pop()
+            if expanded:
+                if any(child in chosen or child in above for child, _ in node.next_functions):
+                    above.add(node)
+            elif node not in done:
+                done.add(node)
+                stack.append((node, True))
+                stack.extend((child, False) for child, _ in node.next_functions if child is not None)
+    return chosen - above
+
+
+def fold_batch_norms(found: list[Any], apart: Container[Any] = ()) -> None:
     """Let a convolution's backward pass do its batch norm's: g·s then Wᵀ is (s·W)ᵀ, one pass over memory less.
 
-    Only where the norm is all that reads the convolution's output, and the weight is smaller than the output.
+    Only where the norm is all that reads the convolution's output, and the weight is smaller than the output; and not
+    below convolutions that are kept ``apart``, because the gradient by their output is wanted.
     """
     readers = Counter(child for node in found for child, _ in node.next_functions)
     for node in found:
@@ -54,5 +73,5 @@ def fold_batch_norms(found: list[Any]) -> None:
             continue
         below = node.next_functions[0][0]
         alone = getattr(below, "_forward_cls", None) is Convolution and readers[below] == 1
-        if alone and below.saves_by_folding:
+        if alone and below not in apart and below.saves_by_folding:
             below.scale, node.folded = node.scale, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,16 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any]) -> Trace:
-    """Run the model on the first example of the inputs, on any device ("meta" too), and leave nothing behind."""
+def trace(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    additional: Sequence[Any],
+    inside: AbstractContextManager[Any] | None = None,
+) -> Trace:
+    """Run the model on the first example of the inputs, on any device ("meta" too), and leave nothing behind.
+
+    ``inside`` is entered for the time of the run: a function mode that sees the calls as they are recorded.
+    """
     check_parameters(model)
     names = {module: name for name, module in model.named_modules() if name}
     calls: dict[str, Call] = {}
@@ -63,7 +72,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any])
         copies = [v.clone() for v in leaves]
         try:
             handles += [module.register_forward_hook(note) for module in names]
-            with Recording(Switch()):
+            with Recording(Switch()), inside or nullcontext():
                 output = check_output(model(*copies, *additional))
         finally:
             for handle in handles:
