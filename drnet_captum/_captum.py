@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from captum._utils.common import _expand_additional_forward_args as expand_additional_forward_args
 from captum._utils.common import _format_additional_forward_args as format_additional_forward_args
 from captum._utils.progress import progress
+from captum.attr._utils.approximation_methods import approximation_parameters
 from captum.log import log_usage as _log_usage
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,4 +20,4 @@ def log_usage(function: Function) -> Function:
     return decorated
 
 
-__all__ = ["expand_additional_forward_args", "format_additional_forward_args", "log_usage", "progress"]
+__all__ = ["approximation_parameters", "expand_additional_forward_args", "format_additional_forward_args", "log_usage", "progress"]

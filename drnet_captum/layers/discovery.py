@@ -103,6 +103,16 @@ def target_layer_for(
     return _choose(model, _remembered(model, inputs, additional), head)
 
 
+def cut_layers_for(
+    forward_func: Callable[..., Any], inputs: Sequence[Tensor], additional: Sequence[Any]
+) -> list[TargetLayer]:
+    """The cut layers before the classifier for these inputs, input to output; at least one."""
+    last = target_layer_for(forward_func, inputs, additional)
+    model = _module(forward_func)
+    found = [_layer(model, c) for c in _remembered(model, inputs, additional).cuts if c.is_eligible]
+    return found or [last]
+
+
 def example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> list[Tensor]:
     """Noise of the sizes that the model may expect, likeliest first, where its parameters are."""
     sizes = input_sizes(model)

@@ -1,0 +1,316 @@
+"""DRNet attribution: the answer reconstructed from what the network's layers hold, R(x) = Σ αF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from drnet_captum._captum import log_usage
+from drnet_captum.attr.base import Needs, Score, TapeAttribution, additional_args, scores
+from drnet_captum.attr.layer_part import LayerPart, reconstruction
+from drnet_captum.attr.path_weights import path_weights
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, is_tokens
+from drnet_captum.engine.naming import Layer, find_module
+from drnet_captum.engine.tail import Tail, has_rows
+from drnet_captum.engine.tape import Tape
+from drnet_captum.engine.targets import Target
+from drnet_captum.engine.unwrap import eager
+from drnet_captum.layers.discovery import cut_layers_for
+from drnet_captum.layers.layout import Placement, placement_of, to_map
+
+Weights = Literal["gradient", "local", "integrated"]
+Baselines = float | Tensor | tuple[float | Tensor, ...] | None
+
+
+class DRNet(TapeAttribution):
+    r"""DRNet: the answer reconstructed from the feature maps of several layers, at the input's size.
+
+    .. math:: R(x) = \sum_i \lambda_i \sum_k \alpha_{i,k} F_{i,k}(x), \qquad \sum_i \lambda_i = 1
+
+    F_i is the output of cut layer i (every path from input to output passes through it, so it leaves nothing out),
+    brought to the input's size by an interpolation that preserves its sum. α is, by ``weights``:
+
+    - "gradient": the spatial mean of ∂y/∂F, as in Grad-CAM; λ all on the last layer *is* Grad-CAM;
+    - "local": ∂y/∂F itself, position by position;
+    - "integrated": its mean along the straight line from F(baseline) to F(x). F then stands for F(x) − F(baseline), and
+      the map is complete: Σ_pixels R(x) = y(x) − y(baseline), up to the quadrature.
+
+    Args:
+        forward_func: the model, or any function of tensors.
+        layers: modules or dotted names. None: the last cut layer at each resolution, found automatically.
+        device_ids: accepted as in Captum. Data-parallel models are explained on their first device, whatever it says.
+        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+
+    Returns (of ``attribute``): (N, 1, H, W), signed, in units of y.
+
+    Raises:
+        ValueError: unknown layers, λ that do not sum to 1, a target outside the output, NaN inputs.
+        LayerDiscoveryError: ``layers=None`` and no layer qualifies.
+
+    Source: the layer equation R(x) = Σ αF of deep reconstruction; Hu et al. 2019, arXiv 1911.08691, for channels as
+    units; Sundararajan et al. 2017, arXiv 1703.01365, for the path.
+
+    Example:
+        >>> import torch, timm
+        >>> model = timm.create_model("resnet18", num_classes=5).eval()
+        >>> DRNet(model).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 1, 96, 96])
+    """
+
+    _name = "DRNet"
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: Sequence[Layer] | None = None,
+        device_ids: list[int] | None = None,
+        *,
+        memory_format: MemoryFormat = "auto",
+    ) -> None:
+        super().__init__(forward_func, memory_format=memory_format)
+        if isinstance(layers, (str, nn.Module)):
+            raise TypeError(f"expected layers to be a list of modules or names, got one: pass layers=[{layers!r}]")
+        self.layers = None if layers is None else [find_module(eager(forward_func), layer) for layer in layers]
+        if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+            raise ValueError(f"expected at least one layer, and no module twice, got {list(layers or ())!r}")
+        self.device_ids = device_ids
+
+    def needs(self) -> Needs:
+        return Needs(layer=True, layer_gradient=True)
+
+    @log_usage
+    def attribute(
+        self,
+        inputs: Any,
+        target: Target = None,
+        baselines: Baselines = None,
+        additional_forward_args: Any = None,
+        weights: Weights = "gradient",
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        layer_weights: Sequence[float] | None = None,
+        top_channels: int | None = None,
+        return_convergence_delta: bool = False,
+        *,
+        score: Score | None = None,
+    ) -> Any:
+        """Attribute the target's score to the pixels.
+
+        Args:
+            inputs: as in Captum, a tensor or a tuple of them, examples first. The map is about the first.
+            target: as in Captum.
+            baselines: for integrated weights: what stands for "nothing": a number, a tensor, or a tuple. None: zero.
+            additional_forward_args: as in Captum.
+            weights: how α is found: "gradient", "local" or "integrated".
+            n_steps: steps of the quadrature of integrated weights; each runs what lies above a layer.
+            method: that quadrature, as in Captum.
+            internal_batch_size: rows of a run of what lies above a layer. None: 16.
+            layer_weights: λ, one for each layer, input to output, of sum 1. None: see :func:`default_shares`.
+            top_channels: keep so many channels of each layer, those of most evidence for each example.
+            return_convergence_delta: for integrated weights: return Σ R(x) − (y(x) − y(baseline)), (N,), too.
+            score: y is the target's "logit", or its "log_prob", which sets the class against the others. None: the
+                log-probability where there are several classes.
+
+        Returns:
+            (N, 1, H, W); with ``return_convergence_delta`` (map, delta).
+        """
+        if return_convergence_delta and weights != "integrated":
+            raise ValueError(f"only weights='integrated' are complete and have a delta, got weights={weights!r}")
+        parts = self.attribute_layers(
+            inputs,
+            target,
+            baselines,
+            additional_forward_args,
+            weights,
+            n_steps,
+            method,
+            internal_batch_size,
+            layer_weights,
+            top_channels,
+            score=score,
+        )
+        values = as_tuple(inputs)
+        result = reconstruction(parts, values[0].shape[2:])
+        if not return_convergence_delta:
+            return result
+        y, y_baseline = (
+            self._answers(x, target, additional_forward_args, score) for x in (values, baseline_of(values, baselines))
+        )
+        return result, result.flatten(1).sum(1) - (y - y_baseline)
+
+    def attribute_layers(
+        self,
+        inputs: Any,
+        target: Target = None,
+        baselines: Baselines = None,
+        additional_forward_args: Any = None,
+        weights: Weights = "gradient",
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        layer_weights: Sequence[float] | None = None,
+        top_channels: int | None = None,
+        *,
+        score: Score | None = None,
+    ) -> list[LayerPart]:
+        """What ``attribute`` is made of: of every layer F, α, λ and the map R_i at the layer's size.
+
+        Args: as of :meth:`attribute`.
+
+        Example:
+            >>> import torch, timm
+            >>> model = timm.create_model("test_resnet", num_classes=5).eval()
+            >>> for part in DRNet(model).attribute_layers(torch.rand(1, 3, 96, 96), target=3):
+            ...     print(part.name, tuple(part.activation.shape), round(part.share, 3))
+        """
+        if top_channels is not None and top_channels < 1:
+            raise ValueError(f"expected top_channels to be at least 1, got {top_channels}")
+        check_choice("weights", weights, get_args(Weights))
+        values, extra = as_tuple(inputs), additional_args(additional_forward_args)
+        layers = self._layers_for(values, extra)
+        shares = default_shares(len(layers)) if layer_weights is None else checked_shares(layer_weights, layers)
+        if weights == "integrated":
+            step = (n_steps, method, internal_batch_size)
+            pairs = self._integrated(values, baseline_of(values, baselines), extra, target, layers, score, *step)
+        elif baselines is not None:
+            raise ValueError(f"baselines are for weights='integrated', got weights={weights!r}")
+        else:
+            pairs = self._differentiated(values, extra, target, layers, score, weights)
+        names = [name for name, _ in layers]
+        parts = [LayerPart(n, f, a, s) for n, (f, a), s in zip(names, pairs, shares, strict=True)]
+        return parts if top_channels is None else [part.strongest(top_channels) for part in parts]
+
+    def _layers_for(self, values: tuple[Tensor, ...], extra: tuple[Any, ...]) -> list[tuple[str, nn.Module]]:
+        """The layers by name, input to output."""
+        if is_tokens(values) or values[0].dim() < 3:
+            raise ValueError(f"expected images, signals or volumes, (N, C, …), got {tuple(values[0].shape)}")
+        if self.layers is not None:
+            model = eager(self.forward_func)
+            names = {m: n for n, m in model.named_modules()} if isinstance(model, nn.Module) else {}
+            return [(names.get(layer, type(layer).__name__), layer) for layer in self.layers]
+        last_of_grid = {layer.grid: layer for layer in cut_layers_for(self.forward_func, values, extra)}
+        return [(layer.name, layer.module) for layer in last_of_grid.values()]
+
+    def _differentiated(
+        self,
+        values: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        target: Target,
+        layers: Sequence[tuple[str, nn.Module]],
+        score: Score | None,
+        weights: Weights,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(F, α) of every layer, from one forward and one backward pass."""
+        modules = [module for _, module in layers]
+        with self._recorded(values, extra, modules, False) as (tape, output):
+            y = scores(output, target, score_for(output, score))
+            gradients = tape.gradients([y], modules, keep=False)
+            pairs = []
+            for name, module in layers:
+                activation = self._single(tape, name, module)
+                placement = self._placement(name, activation, values)
+                gradient = to_map(gradients[module][0][0], placement)
+                if weights == "gradient":
+                    gradient = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
+                pairs.append((to_map(activation, placement), gradient))
+        return pairs
+
+    def _integrated(
+        self,
+        values: tuple[Tensor, ...],
+        baselines: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        target: Target,
+        layers: Sequence[tuple[str, nn.Module]],
+        score: Score | None,
+        n_steps: int,
+        method: str,
+        internal_batch_size: int | None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(F(x) − F(baseline), α) of every layer."""
+        modules = [module for _, module in layers]
+        activations = []
+        for x in (values, baselines):
+            with self._recorded(x, extra, modules, False) as (tape, output):
+                activations.append([self._single(tape, name, module) for name, module in layers])
+                score = score_for(output, score)
+        count = len(values[0])
+        pairs = []
+        for (name, module), activation, baseline in zip(layers, *activations, strict=True):
+
+            def tail(part: slice, module: nn.Module = module) -> Tail:
+                rest = [a[part] if has_rows(a, count) else a for a in extra]
+                return Tail(eager(self.forward_func), module, [v[part] for v in values], rest)
+
+            alpha = path_weights(tail, activation, baseline, target, score, n_steps, method, internal_batch_size)
+            placement = self._placement(name, activation, values)
+            pairs.append((to_map(activation - baseline, placement), to_map(alpha, placement)))
+        return pairs
+
+    def _single(self, tape: Tape, name: str, module: nn.Module) -> Tensor:
+        tensors = tape.activation(module)
+        if len(tensors) > 1:
+            raise ValueError(f"layer {name!r} puts out {len(tensors)} tensors: choose a layer of one")
+        return tensors[0]
+
+    def _placement(self, name: str, activation: Tensor, values: tuple[Tensor, ...]) -> Placement:
+        model = eager(self.forward_func)
+        found = placement_of(activation.shape, values[0].shape, model if isinstance(model, nn.Module) else None)
+        if found is None:
+            raise ValueError(
+                f"layer {name!r} puts out {tuple(activation.shape)}, which is no grid of positions of an input of "
+                f"{tuple(values[0].shape)}: choose a layer before the pooling"
+            )
+        return found
+
+    def _answers(self, values: tuple[Tensor, ...], target: Target, extra: Any, score: Score | None) -> Tensor:
+        with self._recorded(values, extra, [], False) as (_, output):
+            return scores(output, target, score_for(output, score)).detach()
+
+
+def default_shares(count: int) -> list[float]:
+    """λ of so many layers, input to output."""
+    return [1 / count] * count
+
+
+def checked_shares(shares: Sequence[float], layers: Sequence[tuple[str, nn.Module]]) -> list[float]:
+    """λ as they were given, one for each layer, of sum 1."""
+    names = ", ".join(name for name, _ in layers)
+    if len(shares) != len(layers):
+        raise ValueError(f"expected layer_weights for the {len(layers)} layers {names}, got {len(shares)}")
+    if not abs(sum(shares) - 1) < 1e-6:
+        raise ValueError(f"expected layer_weights of sum 1 for the layers {names}, got a sum of {sum(shares):g}")
+    return [float(share) for share in shares]
+
+
+def score_for(output: Tensor, score: Score | None) -> Score:
+    """The score that was asked for; the log-probability where there are several classes."""
+    return score or ("log_prob" if output.dim() > 1 and output.shape[1] > 1 else "logit")
+
+
+def baseline_of(values: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
+    """Captum's baselines as tensors of the inputs' shapes."""
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * (len(values) if baselines is None else 1)
+    if len(given) != len(values):
+        raise ValueError(f"expected a baseline for each of the {len(values)} inputs, got {len(given)}")
+    found = []
+    for value, baseline in zip(values, given, strict=True):
+        if isinstance(baseline, Tensor):
+            if baseline.shape[1:] != value.shape[1:] or len(baseline) not in (1, len(value)):
+                raise ValueError(
+                    f"expected a baseline of shape {tuple(value.shape)}, or one for all examples, got "
+                    f"{tuple(baseline.shape)}"
+                )
+            found.append(baseline.to(value).expand_as(value))
+        else:
+            found.append(torch.full_like(value, 0.0 if baseline is None else baseline))
+    return tuple(found)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,1 @@
+"""What the units of a network detect and whom they serve: mergeable statistics, labels, exemplars, storage."""
