@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
 from drnet_captum.layers.discovery import cut_layers_for
 from drnet_captum.layers.layout import Placement, placement_of, to_map
+
+if TYPE_CHECKING:
+    from drnet_captum.dissect.dissection import Dissection
+    from drnet_captum.reconstruct.reconstruction import Reconstruction
 
 Weights = Literal["gradient", "local", "integrated"]
 Baselines = float | Tensor | tuple[float | Tensor, ...] | None
@@ -166,6 +171,11 @@ class DRNet(TapeAttribution):
             >>> model = timm.create_model("test_resnet", num_classes=5).eval()
             >>> for part in DRNet(model).attribute_layers(torch.rand(1, 3, 96, 96), target=3):
             ...     print(part.name, tuple(part.activation.shape), round(part.share, 3))
+            act1 (1, 32, 48, 48) 0.2
+            layer1 (1, 32, 24, 24) 0.2
+            layer2 (1, 48, 12, 12) 0.2
+            layer3 (1, 192, 6, 6) 0.2
+            layer4 (1, 96, 3, 3) 0.2
         """
         if top_channels is not None and top_channels < 1:
             raise ValueError(f"expected top_channels to be at least 1, got {top_channels}")
@@ -183,6 +193,37 @@ class DRNet(TapeAttribution):
         names = [name for name, _ in layers]
         parts = [LayerPart(n, f, a, s) for n, (f, a), s in zip(names, pairs, shares, strict=True)]
         return parts if top_channels is None else [part.strongest(top_channels) for part in parts]
+
+    def dissect(self, data: Iterable[Any] | str | Path | None = None, **options: Any) -> Dissection:
+        """What every unit of the model detects, whom it serves, and where it fires most.
+
+        Args:
+            data: a ``DataLoader`` of (images, labels), a folder of photos, or None: rendered stimuli only.
+            options: of :func:`drnet_captum.dissect.run.dissect`.
+        """
+        from drnet_captum.dissect.run import dissect
+
+        return dissect(self._module(), data, **options)
+
+    def reconstruct(self, dissection: Dissection, n_modules: int | None = None, **options: Any) -> Reconstruction:
+        """The channels of this DRNet's layers, grouped into named modules whose parts add up to R(x).
+
+        Args:
+            dissection: of this model, with this DRNet's layers among its own.
+            n_modules: how many modules. None: as many as the units fall into.
+            options: of :func:`drnet_captum.reconstruct.reconstruction.reconstruct`.
+        """
+        from drnet_captum.dissect.fingerprint import fingerprint
+        from drnet_captum.reconstruct.reconstruction import reconstruct
+
+        dissection.check(fingerprint(self._module()))
+        return reconstruct(self, dissection, n_modules, **options)
+
+    def _module(self) -> nn.Module:
+        model = eager(self.forward_func)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected an nn.Module to take apart, got {type(model).__name__}: pass the model itself")
+        return model
 
     def _layers_for(self, values: tuple[Tensor, ...], extra: tuple[Any, ...]) -> list[tuple[str, nn.Module]]:
         """The layers by name, input to output."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from drnet_captum.dissect.labels import UNLABELLED, UnitLabel
 from drnet_captum.layers.fields import Field
 
-#: Pixels of enlarged maps held at once; in float32 they and what is computed from them take some 100 MB.
-_PIXELS = 2**23
+#: Pixels of enlarged maps held at once: with what is computed from them some 50 MB.
+_PIXELS = 2**21
 
 
 class MaskConcepts:
@@ -20,11 +20,11 @@ class MaskConcepts:
     .. math:: \mathrm{IoU}_{k,c} = \frac{\sum_x |M_k(x) \cap L_c(x)|}{\sum_x |M_k(x) \cup L_c(x)|}, \qquad
               M_k(x) = [S_k(x) > T_k]
 
-    S_k is the unit's map brought bilinearly to the image's size, L_c the concept's mask, T_k the threshold that the unit
-    exceeds at 0.5% of all positions of all images: ``QuantileSketch.quantile(0.995)`` of a first pass. As in the paper
-    the sums run over the images in which anything is labelled: one object for each category of concepts. (The paper
-    writes S_k ≥ T_k in one place and a_k > T_k in the other; > leaves a unit that is at its zero nearly everywhere
-    inactive there.)
+    S_k is the unit's map brought bilinearly to the image's size, L_c the concept's mask, T_k the threshold that the
+    unit exceeds at 0.5% of all positions of all images: ``QuantileSketch.quantile(0.995)`` of a first pass. As in the
+    paper the sums run over the images in which anything is labelled, so make one of these for each category of
+    concepts. The paper writes S_k ≥ T_k; with > a unit that is zero nearly everywhere, and so has T_k = 0, does not
+    count as active there.
 
     Args:
         thresholds: (C,), T_k.
@@ -196,7 +196,8 @@ def interpolation(grid: Sequence[int], image: Sequence[int], field: Field | None
         >>> rows, columns = interpolation((1, 2), (1, 4))
         >>> rows @ torch.tensor([[0.0, 4.0]]) @ columns.T
         tensor([[0., 1., 3., 4.]])
-        >>> rows, columns = interpolation((1, 2), (1, 4), Field((3, 3), (1.0, 2.0), (-1.0, -1.0)))  # centres at 0.5, 2.5
+        >>> field = Field((3, 3), (1.0, 2.0), (-1.0, -1.0))  # centres at 0.5 and 2.5 pixels
+        >>> rows, columns = interpolation((1, 2), (1, 4), field)
         >>> rows @ torch.tensor([[0.0, 4.0]]) @ columns.T
         tensor([[0., 2., 4., 4.]])
     """

@@ -230,7 +230,9 @@ def to_jpeg(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def keep_images(images: Mapping[str, bytes], batch: Mapping[str, Pixels], referenced: Iterable[str]) -> dict[str, bytes]:
+def keep_images(
+    images: Mapping[str, bytes], batch: Mapping[str, Pixels], referenced: Iterable[str]
+) -> dict[str, bytes]:
     """The images that exemplars refer to: of those kept and of a batch; the others are dropped.
 
     Args:

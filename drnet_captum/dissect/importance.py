@@ -173,7 +173,7 @@ class ClassImportance:
         if classes.unique().numel() != k or (counts < 1).any() or (classes < 0).any():
             raise ValueError("expected each class once, with at least one image")
         loaded = cls(signed.shape[1])
-        loaded._add(classes, counts, signed, absolute)
+        loaded._add(classes, counts.long(), signed.double(), absolute.double())
         return loaded
 
     def _order(self) -> list[int]:

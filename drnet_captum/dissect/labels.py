@@ -14,7 +14,7 @@ from drnet_captum.dissect.stimuli import OPPONENTS, StimulusBank
 COMPLEXITY = {"colours": 0, "edges": 1, "gratings": 2}
 COMPOSITE = 3
 NEARLY = 0.75  # of the way from the weakest concept's response to the strongest's
-LEAST_SCORE = 0.6
+LEAST_SCORE = 0.7
 LEAST_RANGE = 0.05  # of the largest response
 
 
@@ -99,12 +99,11 @@ def label_units(responses: Tensor, bank: StimulusBank, *, least_score: float = L
     largest r(c), and it is the label if
 
     - r(c) is at least 0.75 of the way from the weakest concept's response to the strongest's, and
-    - it stands out from every other concept d of its level and below. With the paired differences over instances,
+    - it stands out from every other concept d of its level and below, instance by instance:
 
-      .. math:: \text{score} = \min_d \operatorname{erf}\frac{m_d}{\sqrt2\, s_d}, \qquad
-                m_d, s_d = \text{mean and deviation over } i \text{ of } r(c, i) - r(d, i),
+      .. math:: \text{score} = \min_d \frac{\sum_i r(c, i) - r(d, i)}{\sum_i |r(c, i) - r(d, i)|}
 
-      which is P(c above d) − P(d above c) for normal differences, is at least ``least_score``.
+      is at least ``least_score``. It is 1 if every instance of c excites the unit more than d's, 0 on a draw.
 
     A unit for which no level has a label is "unlabelled". So is a unit that at least half of the concepts excite
     nearly (0.75) as strongly as the strongest, and one whose responses differ by less than 5 % of the largest: dead,
@@ -124,7 +123,7 @@ def label_units(responses: Tensor, bank: StimulusBank, *, least_score: float = L
         ValueError: responses that are not (n, C) for the bank's n, or not finite; a bank in which the instances of a
             concept are fewer than two or differ from another's; ``least_score`` outside [0, 1].
 
-    Source: the bank and the rule are ours; d′ against the runner-up is Green and Swets 1966.
+    Source: ours. The idea to ask units with drawn stimuli is Hubel and Wiesel's.
 
     Example:
         >>> from drnet_captum.dissect.stimuli import stimulus_bank
@@ -228,6 +227,5 @@ def complexity(names: Sequence[str], families: Sequence[str]) -> Tensor:
 def standing_out(concept: Tensor, rivals: Tensor) -> float:
     """The score of a concept's responses (I,) against those of rivals (R, I); negative where a rival is stronger."""
     difference = concept - rivals
-    # The floor keeps equal differences (deviation 0) at a score of 1, and no difference at 0.
-    deviation = difference.std(1).clamp(min=1e-12)
-    return float(torch.erf(difference.mean(1) / deviation / 2**0.5).min())
+    # Where nothing differs it is a draw, not 0 / 0.
+    return float((difference.sum(1) / difference.abs().sum(1).clamp(min=torch.finfo(difference.dtype).tiny)).min())

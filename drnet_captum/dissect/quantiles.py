@@ -23,7 +23,7 @@ class QuantileSketch:
     kept as they are. Neither the order of the values nor how they were cut into batches matters.
 
     Magnitudes below 1e-6 count as zero; of those above 1e6 only the smallest and the largest value are known. Bins are
-    kept from the lowest to the highest one met by any unit: at most 5,527 of eight bytes a unit at the default
+    kept from the lowest to the highest one met by any unit: at most 5,529 of eight bytes a unit at the default
     ``alpha``, about 1,700 after a ReLU. Counts are 64 bit. Bins are computed in float32.
 
     Args:
@@ -174,7 +174,7 @@ class QuantileSketch:
         return ceil(log(LEAST) / self._log_gamma())
 
     def _bins(self, values: Tensor) -> Tensor:
-        """Bins in the order of the values, int64: 0 for zero, from 1 up for positive ones, from −1 down for negative."""
+        """Bins in the order of the values, int64: 0 for zero, from 1 up for positive, from −1 down for negative."""
         magnitude = values.abs()
         zero = magnitude < LEAST
         bins = magnitude.clamp_(LEAST, MOST).log_().div_(self._log_gamma()).ceil_().sub_(self._lowest() - 1)

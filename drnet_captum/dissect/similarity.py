@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 import torch
@@ -14,8 +14,6 @@ from drnet_captum.dissect.labels import UNLABELLED, UnitLabel
 _SHARPNESS = 10.0
 #: p(x ∈ B_k) of the strongest image, and where it would be after the last of the top.
 _MEMBERSHIP = (0.998, 0.97)
-#: Probabilities held at once in `scores`.
-_PIECE = 2**24
 
 
 class TextConcepts:
@@ -25,15 +23,15 @@ class TextConcepts:
               \log p(t \mid B_k) = \sum_x \log\bigl(1 + p(x \in B_k)\,(p(t \mid x) - 1)\bigr)
 
     p(t|x) is the softmax over the concepts of 10 times the similarity of image and text (cosines of CLIP embeddings in
-    the paper; scale others before). B_k, the images typical of unit k, are the ``top`` at which its pooled activation is
-    highest: p(x ∈ B_k) falls evenly by rank from 0.998 to 0.97, and is 0 for the others. p(t) is the mean of p(t|B_k)
-    over the units. These, and the factor 1 before log p(t), are the defaults of the authors' code, which adds 1e-7 inside
-    the logarithm: as the bracket is never below 0.002, there is no need.
+    the paper; scale others before). B_k, the images typical of unit k, are the ``top`` at which its pooled activation
+    is highest: p(x ∈ B_k) falls evenly by rank from 0.998 to 0.97, and is 0 for the others. p(t) is the mean of
+    p(t|B_k) over the units. These, and the factor λ = 1 before log p(t), are the defaults of the authors' code. Its
+    1e-7 inside the logarithm is left out: the bracket is never below 0.002.
 
-    Kept are the top images of every unit and their similarities, so that memory does not grow with the data (at worst
-    C × ``top`` × T numbers, where no two units share an image). An image counts once, however often it is shown. Equal
-    activations are ordered by key: neither the order of the images nor how they are cut into batches matters, and
-    ``a + b`` is exactly one pass over the images of both.
+    Kept are the top images of every unit and their p(t|x), so that memory does not grow with the data (at worst
+    C × ``top`` × T numbers, where no two units share an image). An image counts once, at its highest activation,
+    however often it is shown. Equal activations are ordered by key. So neither the order of the images nor how they are
+    cut into batches matters, and ``a + b`` is exactly one pass over the images of both.
 
     Args:
         concepts: T words or phrases.
@@ -66,8 +64,7 @@ class TextConcepts:
             raise ValueError(f"expected at least one top image, got {top}")
         self.units = units
         self.top = top
-        self._keys: list[str] = []  # sorted, so that ids are in the order of keys
-        self._probabilities = torch.zeros(0, len(self.concepts))  # p(t|x) by id
+        self._rows: dict[str, Tensor] = {}  # p(t|x) by key, sorted by it: an id is a place in here
         self._values = torch.full((units, top), -torch.inf)  # strongest first
         self._ids = torch.full((units, top), -1)
         self._lowest = torch.full((units,), torch.inf)
@@ -97,9 +94,10 @@ class TextConcepts:
         if len(keys) == 0:
             return
         activations, similarity = (value.detach().cpu().float() for value in (activations, similarity))
+        rows = dict(zip(keys, (_SHARPNESS * similarity).softmax(1), strict=True))
         ids = torch.arange(len(keys)).expand(self.units, -1)
         self._lowest = torch.minimum(self._lowest, activations.amin(0))
-        self._absorb(activations.T, ids, keys, (_SHARPNESS * similarity).softmax(1))
+        self._absorb(activations.T, ids, keys, rows)
 
     def scores(self) -> Tensor:
         """SoftWPMI in nats: (C, T) float64, at most log C; 0 where a concept suits a unit as it suits the mean one.
@@ -111,14 +109,12 @@ class TextConcepts:
         if seen < self.top:
             raise ValueError(f"expected at least top={self.top} images, got {seen}: show more or lower top")
         start, end = _MEMBERSHIP
-        membership = start - torch.arange(self.top) / self.top * (start - end)  # p(x ∈ B_k), strongest first
-        piece = max(1, _PIECE // (self.top * len(self.concepts)))
-        likelihood = torch.cat(
-            [
-                torch.log1p(membership[:, None] * (self._probabilities[ids] - 1)).sum(1, dtype=torch.float64)
-                for ids in self._ids.split(piece)
-            ]
-        )  # log p(t|B_k), (C, T)
+        membership = torch.linspace(start, end, self.top + 1)[:-1, None]  # p(x ∈ B_k), strongest first
+        rows = list(self._rows.values())
+        likelihood = torch.empty(self.units, len(self.concepts), dtype=torch.float64)  # log p(t|B_k)
+        for unit, ids in enumerate(self._ids.tolist()):
+            probabilities = torch.stack([rows[i] for i in ids])  # (top, T)
+            likelihood[unit] = torch.log1p(membership * (probabilities - 1)).sum(0, dtype=torch.float64)
         return likelihood - (likelihood.logsumexp(0) - log(self.units))
 
     def labels(self, minimum: float = 0.0) -> tuple[UnitLabel, ...]:
@@ -157,27 +153,25 @@ class TextConcepts:
             )
         merged = TextConcepts(self.concepts, self.units, self.top)
         for part in (self, other):
-            merged._absorb(part._values, part._ids, part._keys, part._probabilities)
+            merged._absorb(part._values, part._ids, list(part._rows), part._rows)
         merged._lowest = torch.minimum(self._lowest, other._lowest)
         return merged
 
-    def _absorb(self, values: Tensor, ids: Tensor, keys: Sequence[str], probabilities: Tensor) -> None:
+    def _absorb(self, values: Tensor, ids: Tensor, keys: Sequence[str], rows: Mapping[str, Tensor]) -> None:
         """Keep the strongest of what is kept and of ``values`` (C, M), whose images are ``ids`` into ``keys``."""
-        everyone = sorted({*self._keys, *keys})
-        place = {key: i for i, key in enumerate(everyone)}
-        table = torch.empty(len(everyone), len(self.concepts))
-        joined = []
-        for own_keys, own_ids, rows in ((keys, ids, probabilities), (self._keys, self._ids, self._probabilities)):
-            places = torch.tensor([place[key] for key in own_keys] + [-1])  # id −1, no image, stays −1
-            table[places[:-1]] = rows
-            joined.append(places[own_ids])
-        self._values, kept = strongest(torch.cat([values, self._values], 1), torch.cat(joined, 1), self.top)
-        used = kept[kept >= 0].unique()
-        renumbered = torch.full((len(everyone) + 1,), -1)
-        renumbered[used] = torch.arange(len(used))
-        self._ids = renumbered[kept]
-        self._keys = [everyone[i] for i in used.tolist()]
-        self._probabilities = table[used]
+        union = sorted({*self._rows, *keys})
+        place = {key: i for i, key in enumerate(union)}
+        # The last entry is what id −1, no image, becomes.
+        new, own = (torch.tensor([*map(place.__getitem__, names), -1]) for names in (keys, self._rows))
+        ids = torch.cat([new[ids], own[self._ids]], 1)
+        self._values, ids = strongest(torch.cat([values, self._values], 1), ids, self.top)
+        used = ids[ids >= 0].unique()
+        ids_of = torch.full((len(union) + 1,), -1)
+        ids_of[used] = torch.arange(len(used))
+        self._ids = ids_of[ids]
+        kept = [union[i] for i in used.tolist()]
+        # A copy, as a row would keep the tensor of its whole batch alive.
+        self._rows = {key: self._rows[key] if key in self._rows else rows[key].clone() for key in kept}
 
 
 def strongest(values: Tensor, ids: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -188,11 +182,11 @@ def strongest(values: Tensor, ids: Tensor, top: int) -> tuple[Tensor, Tensor]:
         >>> strongest(torch.tensor([[1.0, 3.0, 2.0, 3.0]]), torch.tensor([[7, 9, 9, 8]]), top=3)
         (tensor([[3., 3., 1.]]), tensor([[8, 9, 7]]))
     """
-    values, order = values.sort(1, descending=True, stable=True)
-    ids, by_id = ids.gather(1, order).sort(1, stable=True)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    ids, by_id = ids.gather(1, order).sort(dim=1, stable=True)
     values = values.gather(1, by_id)  # by id, of each id the highest first
     repeated = torch.zeros_like(ids, dtype=torch.bool)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    values, order = values.masked_fill(repeated, -torch.inf).sort(1, descending=True, stable=True)
+    values, order = values.masked_fill(repeated, -torch.inf).sort(dim=1, descending=True, stable=True)
     ids = ids.masked_fill(repeated, -1).gather(1, order)
     return values[:, :top], ids[:, :top]

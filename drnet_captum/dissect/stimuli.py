@@ -19,8 +19,9 @@ FloatArray = npt.NDArray[np.float64]
 RGB = tuple[float, float, float]
 
 LEAST_SIZE = 32
-# Between the two greys of a stimulus, by number of the instance, so that concepts can be compared at equal contrast.
+# By number of the instance.
 CONTRASTS = (0.90, 0.82, 0.74, 0.66, 0.58)
+RADII = (0.16, 0.18, 0.15, 0.19, 0.17)  # of the disc whose area a shape has, in parts of the shorter side
 ORIENTATIONS = {"horizontal {}": 0.0, "diagonal {} (45°)": 45.0, "vertical {}": 90.0, "diagonal {} (135°)": 135.0}
 COLOURS: dict[str, RGB] = {
     "red": (0.90, 0.07, 0.07),
@@ -64,9 +65,10 @@ class StimulusBank:
 def stimulus_bank(size: tuple[int, int], *, split: Split = "labelling", seed: int = 0) -> StimulusBank:
     """Pictures of edges, gratings, colours, textures, corners, curves and shapes: ten of each of 43 concepts.
 
-    Phases, positions, scales, rotations, contrasts and shades are drawn anew for every instance; no drawing is shared
-    between splits, seeds or concepts. Angles run anticlockwise from the horizontal: 45° rises to the right. Sizes
-    follow the picture, only the fine gratings follow the pixel grid.
+    Phases, positions, scales, rotations and shades are drawn anew for every instance, and no draw is shared between
+    splits, seeds or concepts, but for contrast and size: these the concepts share, number by number, so that they can
+    be compared. Angles run anticlockwise from the horizontal: 45° rises to the right. Sizes follow the picture; only
+    fine stripes and fine noise follow the pixel grid.
 
     Args:
         size: (H, W) in pixels, the model's input size, each at least 32.
@@ -74,10 +76,10 @@ def stimulus_bank(size: tuple[int, int], *, split: Split = "labelling", seed: in
         seed: for another bank of the same concepts.
 
     Returns:
-        430 images, those of a concept in a row.
+        430 images.
 
     Raises:
-        ValueError: a smaller size, an unknown split or a negative seed.
+        ValueError: a smaller size, an unknown split, or a negative seed (from NumPy).
 
     Example:
         >>> bank = stimulus_bank((32, 32))
@@ -88,31 +90,31 @@ def stimulus_bank(size: tuple[int, int], *, split: Split = "labelling", seed: in
         raise ValueError(f"expected a size (H, W) of at least {LEAST_SIZE} pixels each, got {tuple(size)}")
     if split not in get_args(Split):
         raise ValueError(f"expected split 'labelling' or 'held-out', got {split!r}")
-    if seed < 0:
-        raise ValueError(f"expected a seed of 0 or more, got {seed}")
-    drawn: list[npt.NDArray[np.float32]] = []
-    names: list[str] = []
-    families: list[str] = []
-    instances: list[int] = []
-    for name, (family, paint) in CONCEPTS.items():
-        for number in range(len(CONTRASTS)):
-            key = [seed, get_args(Split).index(split), zlib.crc32(name.encode()), number]
-            for image in paint(Canvas(size, np.random.default_rng(key)), CONTRASTS[number]):
-                drawn.append(np.broadcast_to(image.clip(0, 1), (3, *size)).astype(np.float32))
-                names.append(name)
-                families.append(family)
-                instances.append(number)
-    return StimulusBank(torch.from_numpy(np.stack(drawn)), tuple(names), tuple(families), tuple(instances))
+    rows = []
+    for number in range(len(CONTRASTS)):
+        source = [seed, get_args(Split).index(split), number]
+        shared = np.random.default_rng(source)
+        contrast = CONTRASTS[number] + shared.uniform(-0.04, 0.04)
+        radius = RADII[number] + shared.uniform(-0.005, 0.005)
+        for name, (family, paint) in CONCEPTS.items():
+            canvas = Canvas(size, contrast, radius, np.random.default_rng([*source, zlib.crc32(name.encode())]))
+            for image in paint(canvas):
+                pixels = np.broadcast_to(image.clip(0, 1), (3, *size)).astype(np.float32)
+                rows.append((pixels, name, family, number))
+    images, names, families, instances = zip(*rows, strict=True)
+    return StimulusBank(torch.from_numpy(np.stack(images)), names, families, instances)
 
 
 class Canvas:
     """The coordinates of a picture's pixels around its centre, y upwards, and the random draws of one stimulus."""
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
+    def __init__(self, size: tuple[int, int], contrast: float, radius: float, rng: np.random.Generator) -> None:
         height, width = size
         self.size = size
         self.rng = rng
         self.unit = float(min(size))
+        self.contrast = contrast
+        self.radius = radius * self.unit
         self.x = np.broadcast_to(np.arange(width) - (width - 1) / 2, size)
         self.y = np.broadcast_to((height - 1) / 2 - np.arange(height)[:, None], size)
 
@@ -127,10 +129,6 @@ class Canvas:
         angle = np.deg2rad(degrees)
         x, y = self.x - centre[0], self.y - centre[1]
         return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-
-    def radius(self) -> float:
-        """Of the disc whose area a shape has."""
-        return self.uniform(0.1, 0.26) * self.unit
 
     def period(self, fineness: Fineness) -> float:
         """Of a grating in pixels: fine for the pixel grid, coarse for the picture, medium between them."""
@@ -177,20 +175,20 @@ def dots(c: Canvas) -> FloatArray:
     return fill(period * (np.hypot(u, v) - c.uniform(0.2, 0.28)))
 
 
-def smooth_noise(c: Canvas, sigma: float) -> FloatArray:
-    """White noise blurred by a Gaussian of ``sigma`` pixels, of mean 0 and standard deviation 1."""
+def noise(c: Canvas, sigma: float) -> FloatArray:
+    """White noise blurred by a Gaussian of ``sigma`` pixels, around 0.5 with a standard deviation of 0.2."""
     fy, fx = np.fft.fftfreq(c.size[0])[:, None], np.fft.fftfreq(c.size[1])[None, :]
     blur = np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2))
-    noise = np.fft.ifft2(np.fft.fft2(c.rng.standard_normal(c.size)) * blur).real
-    return np.asarray((noise - noise.mean()) / noise.std())
+    smooth = np.fft.ifft2(np.fft.fft2(c.rng.standard_normal(c.size)) * blur).real
+    return np.asarray(0.5 + 0.2 * (smooth - smooth.mean()) / smooth.std())
 
 
 def fine_noise(c: Canvas) -> FloatArray:
-    return 0.5 + 0.2 * smooth_noise(c, c.uniform(0.55, 0.85))
+    return noise(c, c.uniform(0.55, 0.85))
 
 
 def coarse_noise(c: Canvas) -> FloatArray:
-    return 0.5 + 0.2 * smooth_noise(c, c.unit * c.uniform(0.023, 0.034))
+    return noise(c, c.unit * c.uniform(0.023, 0.034))
 
 
 def concentric_rings(c: Canvas) -> FloatArray:
@@ -240,51 +238,52 @@ def spots(c: Canvas) -> FloatArray:
 
 
 def discs(c: Canvas) -> FloatArray:
-    return fill(np.hypot(*c.frame(0, c.near_centre())) - c.radius())
+    return fill(np.hypot(*c.frame(0, c.near_centre())) - c.radius)
 
 
 def rings(c: Canvas) -> FloatArray:
-    radius = c.radius()
-    return fill(np.abs(np.hypot(*c.frame(0, c.near_centre())) - radius) - radius * c.uniform(0.1, 0.17))
+    radius = c.radius
+    thick = max(radius * c.uniform(0.14, 0.22), 2.0)
+    return fill(np.abs(np.hypot(*c.frame(0, c.near_centre())) - radius) - thick / 2)
 
 
 def squares(c: Canvas) -> FloatArray:
-    along, across = c.frame(c.uniform(-12, 12), c.near_centre())
-    return fill(np.maximum(np.abs(along), np.abs(across)) - c.radius() * np.pi**0.5 / 2)
+    half = c.radius * np.pi**0.5 / 2
+    return fill(beam(*c.frame(c.uniform(-12, 12), c.near_centre()), -half, half, 2 * half))
 
 
 def triangles(c: Canvas) -> FloatArray:
     centre, turn = c.near_centre(), c.uniform(-15, 15)
     sides = [-c.frame(turn + degrees, centre)[1] for degrees in (0, 120, 240)]
-    return fill(np.maximum.reduce(sides) - c.radius() * (np.pi / 27**0.5) ** 0.5)
+    return fill(np.maximum.reduce(sides) - c.radius * (np.pi / 27**0.5) ** 0.5)
 
 
 def crosses(c: Canvas) -> FloatArray:
     along, across = c.frame(c.uniform(-12, 12), c.near_centre())
-    arm = 1.3 * c.radius()
+    arm = 1.3 * c.radius
     return fill(np.minimum(*(beam(u, v, -arm, arm, arm / 2) for u, v in ((along, across), (across, along)))))
 
 
 # The paints: a stimulus's two variants, (H, W) grey or (3, H, W).
 
 Ink = Callable[[Canvas], FloatArray]
-Paint = Callable[[Canvas, float], tuple[FloatArray, FloatArray]]
+Paint = Callable[[Canvas], tuple[FloatArray, FloatArray]]
 
 
-def in_greys(c: Canvas, contrast: float, ink: Ink) -> tuple[FloatArray, FloatArray]:
-    relief = contrast * (ink(c) - 0.5)
-    middle = 0.5 + c.uniform(-0.5, 0.5) * (1 - contrast)
+def in_greys(c: Canvas, ink: Ink) -> tuple[FloatArray, FloatArray]:
+    relief = c.contrast * (ink(c) - 0.5)
+    middle = 0.5 + c.uniform(-0.5, 0.5) * (1 - c.contrast)
     return middle + relief, middle - relief
 
 
-def in_two_colours(c: Canvas, contrast: float, ink: Ink, colours: tuple[RGB, RGB]) -> tuple[FloatArray, FloatArray]:
+def in_two_colours(c: Canvas, ink: Ink, colours: tuple[RGB, RGB]) -> tuple[FloatArray, FloatArray]:
     first, second = (np.asarray(colour)[:, None, None] for colour in colours)
-    relief = contrast / max(CONTRASTS) * (ink(c) - 0.5)
+    relief = c.contrast * (ink(c) - 0.5)
     middle = (first + second) / 2
     return middle + (second - first) * relief, middle - (second - first) * relief
 
 
-def in_one_colour(c: Canvas, contrast: float, colour: RGB) -> tuple[FloatArray, FloatArray]:
+def in_one_colour(c: Canvas, colour: RGB) -> tuple[FloatArray, FloatArray]:
     """A full picture of a shade, and one that fades to grey too softly to have an edge. White and black stay grey."""
     grey = len(set(colour)) == 1
     shade = np.clip(np.asarray(colour) + c.rng.uniform(-0.04, 0.04, 1 if grey else 3), 0, 1)[:, None, None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def save(dissection: Dissection, folder: str | Path) -> None:
     if wrong := [key for key in dissection.images if not _FILE_NAME.fullmatch(key)]:
         raise ValueError(f"expected image keys of letters, digits, - and _, got {wrong[0]!r}: content_key() makes them")
     described, tensors = _describe(dissection)
-    text = json.dumps(described, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(described, ensure_ascii=False, allow_nan=False) + "\n"
     place.parent.mkdir(parents=True, exist_ok=True)
     new, old = (place.with_name(f".{place.name}.{uuid4().hex}.{end}") for end in ("new", "old"))
     try:
@@ -136,7 +135,8 @@ def _read_image(place: Path, key: str, size: int) -> bytes:
 
 
 def _describe(dissection: Dissection) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    layers, tensors = [], {}
+    layers: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
     for number, units in enumerate(dissection.layers):
         exemplars, keys = units.exemplars.state()
         states = {"importance": units.importance.state(), "exemplars": exemplars}
@@ -161,15 +161,14 @@ def _describe(dissection: Dissection) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor], images: dict[str, bytes]) -> Dissection:
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, part = name.rpartition(".")
+        grouped.setdefault(owner, {})[part] = tensor
     layers = []
     for number, layer in enumerate(described["layers"]):
-        states: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            place, what, part = name.split(".")
-            if place == str(number):
-                states.setdefault(what, {})[part] = tensor
+        states = {what: grouped[f"{number}.{what}"] for what in layer["statistics"]}
         field = {name: tuple(layer["field"][name]) for name in ("size", "stride", "start")}
-        moments: Callable[[dict[str, Tensor]], ChannelMoments] = ChannelMoments.from_state
         layers.append(
             LayerUnits(
                 layer=UnitLayer(
@@ -183,7 +182,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor], images: dict
                 exemplars=Exemplars.from_state(states["exemplars"], layer["exemplar_keys"]),
                 labels=_labels(layer["labels"]),
                 concepts={source: _labels(rows) for source, rows in layer["concepts"].items()},
-                similarity=moments(states["similarity"]) if "similarity" in layer["statistics"] else None,
+                similarity=ChannelMoments.from_state(states["similarity"]) if "similarity" in states else None,
             )
         )
     names = described["class_names"]

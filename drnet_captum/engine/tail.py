@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from drnet_captum.engine.recording import Recording
 from drnet_captum.engine.rules import Switch
@@ -62,9 +62,10 @@ class Tail:
         inputs = [repeated(place(v.detach()), copies) for v in self.inputs]
         additional = [repeated(a, copies) if has_rows(a, count) else a for a in self.additional]
 
-        def hand_in(*_: Any) -> Tensor:
+        def hand_in(module: nn.Module, args: Any, out: Any) -> Any:
             with torch._C.DisableTorchFunction():  # or the recording takes a leaf for a parameter, a constant
-                return activation.clone()
+                # Earlier runs of a layer that serves several times may be of other shapes.
+                return tree_map_only(Tensor, lambda t: activation.clone() if t.shape == activation.shape else t, out)
 
         handle = self.layer.register_forward_hook(hand_in)
         try:

@@ -90,7 +90,7 @@ class UnitTape:
             copies = [c.clone() if c is v else c for c, v in zip(copies, leaves, strict=True)]
             try:
                 for name in [name for name, place in self.places.items() if place.call is None]:
-                    hook = lambda module, args, out, name=name: meet(name, out)  # noqa: E731
+                    hook = lambda module, args, out, name=name: meet(name, only_tensor(out))  # noqa: E731
                     handles.append(find_module(self.model, name).register_forward_hook(hook))
                 with recording, Watch(notice):
                     output = check_output(self.model(*copies, *inputs[1:]))
@@ -140,3 +140,9 @@ class UnitTape:
                     read(name, self._tensors[name], gradient)
 
         return edge.node.register_prehook(note)
+
+
+def only_tensor(out: Any) -> Tensor:
+    """A module's tensor, where it is handed on in a tuple with what has no graph."""
+    parts = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
+    return max(parts, key=lambda t: t.requires_grad)

@@ -60,20 +60,19 @@ def union(several: Sequence[Field]) -> Field:
     """The field that holds all of them."""
     first, *others = several
     for other in others:
-        first = Field(
-            tuple(map(max, first.size, other.size)),
-            tuple(map(max, first.stride, other.stride)),
-            tuple(map(min, first.start, other.start)),
-        )
+        start = tuple(map(min, first.start, other.start))
+        ends = [max(f.start[i] + f.size[i] for f in (first, other)) for i in range(len(start))]
+        size = tuple(round(end - low) for end, low in zip(ends, start, strict=True))
+        first = Field(size, tuple(map(max, first.stride, other.stride)), start)
     return first
 
 
 def widened(field: Field, node: Any, spatial: int) -> Field:
     """The field after a step with a kernel; the same after any other."""
     window = window_of(node)
-    if window is None or any(len(part) != spatial for part in window):
+    if window is None or any(len(part) < spatial for part in window):
         return field
-    kernel, stride, padding, dilation = window
+    kernel, stride, padding, dilation = (part[-spatial:] for part in window)  # signals are pooled as images of one row
     return Field(
         tuple(s + round((k - 1) * d * j) for s, k, d, j in zip(field.size, kernel, dilation, field.stride, strict=True)),
         tuple(j * s for j, s in zip(field.stride, stride, strict=True)),
@@ -98,13 +97,19 @@ def window_of(node: Any) -> tuple[Sequence[int], ...] | None:
         dilation = getattr(node, "_saved_dilation", (1,) * len(kernel))
         n = len(kernel)
         return kernel, times(n, node._saved_stride or kernel), times(n, node._saved_padding), times(n, dilation)
+    if name.startswith(("ConstantPad", "ReflectionPad", "ReplicationPad")):
+        pad = getattr(node, "_saved_pad", None) or node._saved_padding  # pairs, the last dimension first
+        before = [p if p < 1 << 63 else p - (1 << 64) for p in pad[::2]][::-1]  # cropping comes as a large number
+        return (1,) * len(before), (1,) * len(before), before, (1,) * len(before)
     return None
 
 
 def fitted(field: Field, grid: Sequence[int], image: Sequence[int]) -> Field:
     """A field whose stride is the grid's: where steps that are not windows (patches cut by reshaping) hid it."""
     strides = [i / g for i, g in zip(image, grid, strict=True)]
-    if all(j / 1.5 <= s <= j * 1.5 for s, j in zip(strides, field.stride, strict=True)):
+    spans = zip(field.start, grid, field.stride, field.size, image, strict=True)
+    is_centred = all(abs(2 * a + (g - 1) * j + s - i) <= j for a, g, j, s, i in spans)  # no padding: fewer positions
+    if is_centred or all(j / 1.5 <= s <= j * 1.5 for s, j in zip(strides, field.stride, strict=True)):
         return field
     size = tuple(max(s, round(j)) for s, j in zip(field.size, strides, strict=True))
     return Field(size, tuple(strides), tuple((j - s) / 2 for s, j in zip(size, strides, strict=True)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from drnet_captum.engine.naming import Layer, find_module
@@ -15,7 +16,7 @@ from drnet_captum.engine.rules import is_rule_node
 from drnet_captum.engine.watch import CONVOLUTIONS, NORMS
 from drnet_captum.layers.cuts import Flow, flow
 from drnet_captum.layers.fields import Field, fields, fitted
-from drnet_captum.layers.layout import Placement, placement_of
+from drnet_captum.layers.layout import Layout, Placement, placement_of
 from drnet_captum.layers.notes import Notes, Put
 from drnet_captum.layers.trace import trace
 
@@ -51,12 +52,14 @@ class Site:
         placement: how its tensor is laid out.
         call: the number of the watched call that puts the units out; None: the module itself does.
         overwritten: whether the model writes into that tensor later on.
+        order: its place among the layers, input to output.
     """
 
     layer: UnitLayer
     placement: Placement
     call: int | None
     overwritten: bool
+    order: int
 
 
 @dataclass(frozen=True)
@@ -168,5 +171,30 @@ def _sites(
             continue
         field = fitted(seen[put.node], placement.grid, shape[2:])
         layer = UnitLayer(name, kind, placement.channels, placement.grid, field)
-        sites[name] = Site(layer, placement, put.call, put.is_overwritten)
+        sites[name] = Site(layer, placement, put.call, put.is_overwritten, len(sites))
     return sites
+
+
+def importance(activation: Tensor, gradient: Tensor, layout: Layout) -> Tensor:
+    """s_k = Σ_positions F_k · ∂y/∂F_k: how much y would fall, to first order, if unit k were zero.
+
+    Args:
+        activation: F, (N, C, …), or channels last, as ``layout`` says.
+        gradient: ∂y/∂F, of the same shape.
+        layout: where the channels are.
+
+    Returns:
+        (N, C).
+
+    Example:
+        >>> import torch
+        >>> importance(torch.ones(2, 5, 4, 4), torch.full((2, 5, 4, 4), 0.5), "NCHW")[0]
+        tensor([8., 8., 8., 8., 8.])
+    """
+    channel = 0 if layout == "NCHW" else -1
+    if activation.device.type != "cpu":
+        product = activation * gradient
+        return product.movedim(1 if layout == "NCHW" else -1, 1).flatten(2).sum(2)
+    # An example at a time: the product stays in the cache.
+    rows = zip(activation, gradient, strict=True)
+    return torch.stack([(f * g).movedim(channel, 0).flatten(1).sum(1) for f, g in rows])

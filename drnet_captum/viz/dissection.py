@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -27,7 +28,8 @@ _FAINT = "#777777"
 
 _CLASSES = 16  # rows
 _UNITS = 24  # columns
-_NAME = 26  # characters of a name
+_NAME = 36  # characters of a name written upwards
+_CLASS_NAME = 23
 
 # Inches.
 _WIDTH = 13.0
@@ -37,7 +39,7 @@ _TITLE = 0.5
 _HEADING = 0.36
 _BARS = 1.9
 _CELL = 0.27
-_FOOT = 1.75  # names of layers, and of units, written upwards
+_LETTER = 0.062  # of a name written upwards
 _LEAST = 0.16  # between two names of layers
 
 
@@ -85,13 +87,15 @@ def dissection_picture(
     if unit_names and len(unit_names) != values.shape[1]:
         raise ValueError(f"expected a name for each of {values.shape[1]} units, or none, got {len(unit_names)}")
     rows, columns = _chosen(values)
-    heat = _HEADING + _CELL * len(rows) + _FOOT
+    said = {unit: unit_names[unit] for unit in columns if unit_names and unit_names[unit] != UNLABELLED}
+    names = [f"{unit} {said.get(unit, '')}".rstrip() for unit in columns]
+    heat = _HEADING + _CELL * len(rows) + (_foot(names) if names else 0)
     # Square patches of a column's width stand between the heading and the cells.
     column = (_WIDTH - _LEFT - _RIGHT) / max(len(columns), 12)
     patches = [patch(unit) for unit in columns] if patch is not None else []
     shown = any(pixels is not None for pixels in patches)
     heat += column * shown
-    height = (_TITLE if title else 0.1) + _HEADING + _BARS + _FOOT + (heat if rows else 0)
+    height = (_TITLE if title else 0.1) + _HEADING + _BARS + _foot(families) + (heat if rows else 0)
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor="white")
     page = _Page(figure, height)
     top = 0.1
@@ -101,7 +105,7 @@ def dissection_picture(
     page.text(_LEFT, top + 0.2, "Share of each layer's units by what they detect, input to output", 11)
     top += _HEADING
     _bars(page.axes(_LEFT, top, _WIDTH - _LEFT - _RIGHT, _BARS), families)
-    top += _BARS + _FOOT
+    top += _BARS + _foot(families)
     if rows:
         page.text(_LEFT, top + 0.1, f"Units of {layer} that add most to a class's score", 11)
         top += _HEADING
@@ -111,7 +115,6 @@ def dissection_picture(
                 axes.imshow(_square(pixels), interpolation="antialiased")
                 axes.set_axis_off()
         top += column * shown
-        names = [f"{unit} {unit_names[unit]}" if unit_names else str(unit) for unit in columns]
         box = (_LEFT, top, column * len(columns), _CELL * len(rows))
         _heat(page, box, values[np.ix_(rows, columns)], [class_names[row] for row in rows], names)
     return page.image()
@@ -119,15 +122,22 @@ def dissection_picture(
 
 def _chosen(values: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
     """The rows and columns to show: the strongest of each row in turn, put together by the row that they serve most."""
-    if not values.size:
+    if values.size == 0 or values.max() <= 0:
         return [], []
-    rows = sorted(np.argsort(-values.max(axis=1), kind="stable")[:_CLASSES].tolist())
-    each = ceil(_UNITS / len(rows))
-    best = np.argsort(-values[rows], axis=1, kind="stable")[:, :each]
-    columns = list(dict.fromkeys(best.T.ravel().tolist()))[:_UNITS]  # every row's first before any row's second
-    part = values[np.ix_(rows, columns)]
+    best = values.max(axis=1)
+    rows = sorted(row for row in np.argsort(-best, kind="stable")[:_CLASSES].tolist() if best[row] > 0)
+    part = values[rows]
+    ranked = np.argsort(-part, axis=1, kind="stable").T  # every row's first before any row's second
+    adding = ranked[np.take_along_axis(part, ranked.T, axis=1).T > 0]
+    columns = list(islice(dict.fromkeys(adding.tolist()), _UNITS))
+    part = part[:, columns]
     order = np.lexsort((-part.max(axis=0), part.argmax(axis=0)))
     return rows, [columns[i] for i in order]
+
+
+def _foot(names: Iterable[str]) -> float:
+    """The height that names written upwards take."""
+    return 0.35 + _LETTER * max(len(_short(name)) for name in names)
 
 
 class _Page:
@@ -153,21 +163,25 @@ class _Page:
 def _bars(axes: Any, families: Mapping[str, Sequence[str]]) -> None:
     known = sorted({name for names in families.values() for name in names} - {UNLABELLED})
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(known)} | {UNLABELLED: _GREY}
+    counts = {name: np.array([list(names).count(name) for names in families.values()]) for name in colours}
     places = np.arange(len(families))
+    # What early layers detect at the bottom, what late layers detect on top.
+    known.sort(key=lambda name: (counts[name] @ places) / counts[name].sum())
+    sizes = np.array([max(len(names), 1) for names in families.values()])
     base = np.zeros(len(families))
-    for name, colour in colours.items():
-        share = np.array([list(names).count(name) / max(len(names), 1) for names in families.values()])
+    for name in [*known, UNLABELLED]:
+        share = counts[name] / sizes
         if share.any():
-            axes.bar(places, share, bottom=base, color=colour, width=0.86, label=name)
+            axes.bar(places, share, bottom=base, color=colours[name], width=0.86, label=name)
         base += share
+    between = (_WIDTH - _LEFT - _RIGHT) / max(len(families), 8)
     for place, names in zip(places.tolist(), families.values(), strict=True):
-        if not names:
+        if not names and between > _LEAST:
             axes.text(place, 0.5, "not labelled", rotation=90, ha="center", va="center", fontsize=8, color=_FAINT)
     # Wide bars of few layers would say nothing more.
     axes.set_xlim(-0.5, max(len(families), 8) - 0.5)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"], fontsize=9)
-    between = (_WIDTH - _LEFT - _RIGHT) / max(len(families), 8)
     named = places[:: max(1, ceil(_LEAST / between))]
     texts = [_short(name) for i, name in enumerate(families) if i in named]
     axes.set_xticks(named, texts, rotation=90, fontsize=8, parse_math=False)
@@ -191,7 +205,9 @@ def _heat(
     limit = float(np.abs(values).max()) or 1.0
     image = axes.imshow(values, aspect="auto", cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
     options = {"fontsize": 8, "parse_math": False}
-    axes.set_yticks(range(len(class_names)), [_short(name) for name in class_names], **options | {"fontsize": 9})
+    axes.set_yticks(
+        range(len(class_names)), [_short(name, _CLASS_NAME) for name in class_names], **options | {"fontsize": 9}
+    )
     axes.set_xticks(range(len(unit_names)), [_short(name) for name in unit_names], rotation=90, **options)
     axes.set_xticks(np.arange(0.5, len(unit_names) - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(class_names) - 1), minor=True)
@@ -219,5 +235,5 @@ def _square(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return square
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+def _short(name: str, most: int = _NAME) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

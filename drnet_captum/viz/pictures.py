@@ -13,7 +13,7 @@ from PIL import Image
 Image8 = npt.NDArray[np.uint8]
 
 _EXACT = 32  # pixels; up to here every pixel is shown as a square, and kept exactly
-_QUALITY = 82
+_QUALITY = 75
 
 
 class Pictures:

@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from .pictures import Image8, Pictures
 
-_PATCH, _MAP, _PHOTO = 112, 320, 448  # pixels of the longer side, at most
-_BARS = 9  # modules that get a bar of their own
+_PATCH, _MAP, _PHOTO = 96, 320, 448  # pixels of the longer side, at most
+_BARS = 8  # modules that get a bar of their own
 _UNLABELLED = "unlabelled"
 
 
@@ -124,7 +124,7 @@ class Bar:
 def render(report: Report) -> str:
     """The report as one HTML page: no network, no file beside it, each distinct picture in it once.
 
-    Names are shown literally, whatever characters they have. Patches are kept at no more than 112 pixels,
+    Names are shown literally, whatever characters they have. Patches are kept at no more than 96 pixels,
     maps at 320, photos at 448.
 
     Raises:
@@ -142,7 +142,6 @@ def render(report: Report) -> str:
     pictures = Pictures()
     # Photos first: a picture that comes again as a patch is then kept at the larger size.
     photos = [_photo(index, report, pictures) for index in range(len(report.photos))]
-    families = _families(report.layers)
     data = {
         "layers": [
             {"name": layer.name, "units": [_unit(unit, pictures) for unit in layer.units]} for layer in report.layers
@@ -161,7 +160,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         photos=photos,
-        families=families,
+        families=_families(report.layers),
         unit_count=sum(len(layer.units) for layer in report.layers),
         data=_script_safe(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         style=_part("report.css"),
@@ -251,8 +250,7 @@ def _families(layers: Sequence[ReportLayer]) -> list[str]:
     """Families by the number of their units, most first; units without a label last."""
     counts: Counter[str] = Counter()
     for layer in layers:
-        counts.update(layer.families)
-        counts.update(dict.fromkeys((unit.family for unit in layer.units), 0))
+        counts.update({unit.family: 0 for unit in layer.units} | dict(layer.families))
     return sorted(counts, key=lambda family: (family == _UNLABELLED, -counts[family], family))
 
 

@@ -114,7 +114,9 @@
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog && event.clientX < dialog.getBoundingClientRect().left) dialog.close();
   });
-  dialog.addEventListener("keydown", (event) => {
+  // On the document: a button that was just disabled has lost the focus.
+  document.addEventListener("keydown", (event) => {
+    if (!dialog.open) return;
     if (event.key === "ArrowLeft" && place > 0) turn(place - 1);
     if (event.key === "ArrowRight" && place < browsed.length - 1) turn(place + 1);
   });
@@ -135,7 +137,8 @@
   });
 
   function words({ label, family, concepts, served }) {
-    const names = [label, family, ...concepts.map(([, name]) => name), ...served.map(([name]) => name)];
+    const classes = served.filter(([, value]) => value > 0);
+    const names = [label, family, ...concepts.map(([, name]) => name), ...classes.map(([name]) => name)];
     return names.join("\n").toLowerCase();
   }
 

@@ -1,0 +1,190 @@
+"""A dissection in the making: batch after batch, one forward and one backward pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drnet_captum.attr.base import Score, scores
+from drnet_captum.attr.drnet_dissection import read_importance
+from drnet_captum.data.card import ModelCard
+from drnet_captum.dissect.dissection import Dissection, LayerUnits
+from drnet_captum.dissect.exemplars import Exemplars, Pixels, content_key, keep_images
+from drnet_captum.dissect.fingerprint import fingerprint
+from drnet_captum.dissect.importance import ClassImportance
+from drnet_captum.dissect.moments import ChannelMoments
+from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.unit_tape import UnitTape
+from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
+from drnet_captum.layers.layout import to_map
+from drnet_captum.layers.units import Site, find_units
+
+FEW_CONVOLUTIONS = 2  # a model with fewer has its units elsewhere
+
+
+class Dissector:
+    """Sums up what the units of a model do, over batches of labelled images.
+
+    Its size does not depend on the number of images. ``result()`` may be asked for at any time: what was summed up so
+    far is never lost.
+
+    Args:
+        model: the model.
+        layers: modules or dotted names. None: every convolution that has a grid, and the layers that DRNet reconstructs
+            from (the last cut layer at each resolution); all cut layers where there are hardly any convolutions.
+        score: whose importance: the class's "logit", or its "log_prob".
+        exemplars: how many images are kept for each unit.
+        card: the model's name, how it sees a photo, and the names of its classes.
+
+    Example:
+        >>> import timm
+        >>> dissector = Dissector(timm.create_model("test_resnet", num_classes=4).eval())
+        >>> scores = dissector.update(torch.rand(2, 3, 96, 96), torch.tensor([0, 3]))
+        >>> dissector.result().counts
+        {0: 1, 3: 1}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Sequence[Layer] | None = None,
+        score: Score = "logit",
+        exemplars: int = 4,
+        card: ModelCard | None = None,
+    ) -> None:
+        self.model, self.layers, self.score, self.count, self.card = model, layers, score, exemplars, card
+        self.sites: list[Site] = []
+        self._importance: dict[str, ClassImportance] = {}
+        self._exemplars: dict[str, Exemplars] = {}
+        self._moments: dict[str, ChannelMoments] = {}
+        self._images: dict[str, bytes] = {}
+        self._counts: dict[int, int] = {}
+
+    def begin(self, images: Tensor) -> list[Site]:
+        """Find the layers on images of the size that is to come; ``update`` does it by itself."""
+        if not self.sites:
+            if images.dim() != 4:
+                raise ValueError(f"expected a batch of images, (N, C, H, W), got {tuple(images.shape)}")
+            found = find_units(self.model, (images,), (), self.layers or default_layers(self.model, images))
+            self.sites = sorted(found, key=lambda site: site.order)
+            for site in self.sites:
+                name, channels = site.layer.name, site.layer.channels
+                self._importance[name] = ClassImportance(channels)
+                self._exemplars[name] = Exemplars(channels, self.count)
+                if site.layer.kind == "layer":
+                    self._moments[name] = ChannelMoments(channels)
+        return self.sites
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Add a batch, in full or, after an error, not at all.
+
+        Args:
+            images: (N, 3, H, W), as the model takes them.
+            labels: (N,) classes. None: those that the model answers.
+
+        Returns:
+            The model's scores, (N, K).
+
+        Raises:
+            ValueError: labels that are not the model's classes, images of another size than before.
+        """
+        sites = self.begin(images)
+        tape = UnitTape(self.model, {site.layer.name: site for site in sites})
+        output = tape.forward(images)
+        classes = checked_labels(labels, output)
+        peaks: dict[str, tuple[Tensor, Tensor]] = {}
+        pooled: dict[str, Tensor] = {}
+
+        def look(site: Site, activation: Tensor) -> None:
+            maps = to_map(activation, site.placement).flatten(2)
+            peaks[site.layer.name] = maps.max(2)
+            if site.layer.name in self._moments:
+                pooled[site.layer.name] = maps.mean(2)
+
+        found = read_importance(tape, sites, scores(output, classes.tolist(), self.score), look)
+        pictures = [self.picture(image) for image in images]
+        keys = [content_key(picture) for picture in pictures]
+        for site in sites:
+            name = site.layer.name
+            self._importance[name].update(found[name].cpu(), classes)
+            if name in peaks:
+                self._exemplars[name].update(*(t.cpu() for t in peaks[name]), grid_of(site), keys)
+            if name in pooled:
+                self._moments[name].update(pooled[name].cpu())
+        referenced = set().union(*(e.referenced() for e in self._exemplars.values()))
+        self._images = keep_images(self._images, dict(zip(keys, pictures, strict=True)), referenced)
+        for c in classes.tolist():
+            self._counts[c] = self._counts.get(c, 0) + 1
+        return output.detach()
+
+    def picture(self, image: Tensor) -> Pixels:
+        """What the model saw, (H, W, 3) uint8: by its card, or scaled to its range where it has none."""
+        if self.card is not None and len(image) == 3:
+            values = self.card.photo(image)
+        else:
+            channels = image.detach().float().cpu()
+            channels = channels if len(channels) == 3 else channels.mean(0, keepdim=True).expand(3, -1, -1)
+            low, high = channels.amin(), channels.amax()
+            values = ((channels - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()
+        pixels: Pixels = np.rint(values * 255).astype(np.uint8)
+        return pixels
+
+    def result(self) -> Dissection:
+        """The dissection of everything so far."""
+        if not self.sites:
+            raise ValueError("expected at least one batch of images to dissect the model on, got none")
+        layers = tuple(
+            LayerUnits(
+                layer=site.layer,
+                importance=self._importance[site.layer.name],
+                exemplars=self._exemplars[site.layer.name],
+                similarity=self._moments.get(site.layer.name),
+            )
+            for site in self.sites
+        )
+        names = self.card.categories if self.card is not None else None
+        title = self.card.name if self.card is not None else type(self.model).__name__
+        counts = dict(sorted(self._counts.items()))
+        # A copy: the sums go on.
+        return deepcopy(Dissection(title, fingerprint(self.model), names, layers, counts, self._images))
+
+
+def default_layers(model: nn.Module, images: Tensor) -> list[Layer]:
+    """Every convolution with a grid, and the layers that DRNet reconstructs from."""
+    convolutions = [site.layer.name for site in find_units(model, (images,))]
+    try:
+        cuts = cut_layers_for(model, (images,), ())
+    except LayerDiscoveryError:
+        return list(convolutions)
+    chosen = cuts if len(convolutions) < FEW_CONVOLUTIONS else list({cut.grid: cut for cut in cuts}.values())
+    return [*convolutions, *(cut.name for cut in chosen if cut.name not in convolutions)]
+
+
+def checked_labels(labels: Tensor | None, output: Tensor) -> Tensor:
+    """The classes of a batch as integers on the CPU; the likeliest ones where there are none."""
+    if output.dim() != 2 or output.shape[1] < 2:
+        raise ValueError(f"expected a model that scores several classes, (N, K), got an output of {tuple(output.shape)}")
+    if labels is None:
+        return output.detach().argmax(1).cpu()
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != output.shape[:1]:
+        shape = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"expected a label for each of {len(output)} images, integers of shape (N,), got {shape}")
+    low, high, classes = int(labels.min()), int(labels.max()), output.shape[1]
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"label {wrong} is not one of the model's {classes} classes, 0 to {classes - 1}: map the data's labels to "
+            "the model's classes"
+        )
+    return labels.detach().cpu().long()
+
+
+def grid_of(site: Site) -> tuple[int, int]:
+    """(h, w); (1, t) of signals."""
+    *_, height, width = (1, *site.layer.grid)
+    return height, width
