@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from drnet_captum import data, viz
     from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
     from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+    from drnet_captum.attr.drnet import DRNet
+    from drnet_captum.attr.drnet_dissection import DRNetDissection
     from drnet_captum.attr.exact_cam import CAM
     from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
     from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
     from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
     from drnet_captum.data.card import ModelCard, model_card
     from drnet_captum.data.models import load_model
+    from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.engine.tape import Tape
     from drnet_captum.explanation import explain
     from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
@@ -30,12 +33,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "attr.backprop": ("DeconvNet", "GuidedBackprop"),
     "attr.cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM"),
+    "attr.drnet": ("DRNet",),
+    "attr.drnet_dissection": ("DRNetDissection",),
     "attr.exact_cam": ("CAM",),
     "attr.gradient": ("GradXImage", "Saliency", "SmoothGrad"),
     "attr.gradient_free": ("EigenCAM", "ScoreCAM"),
     "attr.guided_grad_cam": ("GuidedGradCAM",),
     "data.card": ("ModelCard", "model_card"),
     "data.models": ("load_model",),
+    "dissect.dissection": ("Dissection",),
     "engine.tape": ("Tape",),
     "explanation": ("explain",),
     "layers.discovery": ("LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"),
@@ -47,7 +53,10 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CAM",
+    "DRNet",
+    "DRNetDissection",
     "DeconvNet",
+    "Dissection",
     "EigenCAM",
     "GradCAM",
     "GradCAMPlusPlus",

@@ -20,4 +20,10 @@ def log_usage(function: Function) -> Function:
     return decorated
 
 
-__all__ = ["approximation_parameters", "expand_additional_forward_args", "format_additional_forward_args", "log_usage", "progress"]
+__all__ = [
+    "approximation_parameters",
+    "expand_additional_forward_args",
+    "format_additional_forward_args",
+    "log_usage",
+    "progress",
+]

@@ -11,6 +11,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 
 from drnet_captum.attr.base import Needs, Reading, TapeAttribution, additional_args, scores
+from drnet_captum.attr.drnet import DRNet
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import ScoreCAM
@@ -67,8 +68,8 @@ def explain(
         progress: called with each method's title before it is computed.
 
     Returns:
-        name → maps at input size: (N, C, H, W) for input-size methods, (N, 1, H, W) for the CAM family; (N, t) for
-        tokens; (K, N, …) with ``classes``. Raw, signed. A tuple of them where the inputs are a tuple.
+        name → maps at input size: (N, C, H, W) for input-size methods, (N, 1, H, W) for DRNet and the CAM family;
+        (N, t) for tokens; (K, N, …) with ``classes``. Raw, signed. A tuple of them where the inputs are a tuple.
 
     Raises:
         ValueError: unknown method or layer, target outside the output, NaN inputs, an empty batch.
@@ -93,7 +94,7 @@ def explain(
     elif layer is None:
         raise TypeError("expected layer= with the model's embedding, as integer tokens have no gradient")
     if lenient:
-        chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM))]
+        chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM, DRNet))]
     given = None if layer is None else find_module(eager(model), layer)
     found_layer = given
     if given is None and any(m.uses_layer for m in chosen):
@@ -152,7 +153,7 @@ def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, memory
 
 def _reads_tape(maker: Any) -> bool:
     """Whether the common tape serves this method. CAM may want a layer of its own; others run passes of their own."""
-    return isinstance(maker, TapeAttribution) and not isinstance(maker, (SmoothGrad, ScoreCAM, CAM))
+    return isinstance(maker, TapeAttribution) and not isinstance(maker, (SmoothGrad, ScoreCAM, CAM, DRNet))
 
 
 def _targets(output: Tensor, target: Any, classes: Sequence[Any] | None) -> tuple[list[Target], bool]:

@@ -12,6 +12,8 @@ from captum.attr import Attribution
 
 from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
 from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from drnet_captum.attr.drnet import DRNet
+from drnet_captum.attr.drnet_dissection import DRNetDissection
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
@@ -31,7 +33,8 @@ class Method:
         title: the name that papers use.
         paper: authors, year, arXiv number.
         needs: "gradient", "layer and gradient", "layer", or "forward passes".
-        output: "input": maps of the input's shape; "layer": (N, 1, h, w) at the layer's grid.
+        output: "input": maps of the input's shape; "pixels": (N, 1, H, W) of its size; "layer": (N, 1, h, w) at the
+            layer's grid.
         signed: whether maps have negative values that mean something.
         default: whether ``explain`` and ``demo`` include it when no methods are named.
     """
@@ -41,7 +44,7 @@ class Method:
     title: str
     paper: str
     needs: Literal["gradient", "layer and gradient", "layer", "forward passes"]
-    output: Literal["input", "layer"]
+    output: Literal["input", "pixels", "layer"]
     signed: bool = True
     default: bool = True
 
@@ -99,6 +102,7 @@ BUILT_IN = (
         "layer and gradient",
         "input",
     ),
+    Method("drnet", DRNet, "DRNet", "Hu et al. 2019, arXiv 1911.08691", "gradient", "pixels"),
 )
 
 
@@ -162,10 +166,10 @@ def register_with_captum() -> list[str]:
         True
     """
     added = []
-    for method in methods().values():
-        name = method.cls.__name__
+    for cls in (*(method.cls for method in methods().values()), DRNetDissection):
+        name = cls.__name__
         if not hasattr(captum.attr, name):
-            setattr(captum.attr, name, method.cls)
-        if getattr(captum.attr, name) is method.cls and not method.cls.__module__.startswith("captum."):
+            setattr(captum.attr, name, cls)
+        if getattr(captum.attr, name) is cls and not cls.__module__.startswith("captum."):
             added.append(name)
     return added

@@ -21,7 +21,7 @@ class Case:
         init: keywords of the constructor, beside the model.
         fast: keywords of ``attribute`` that keep it to a few passes.
         twin: the class of Captum that it equals, if there is one.
-        output: "input" for maps of the input's shape, "layer" for (N, 1, h, w).
+        output: "input" for maps of the input's shape, "pixels" for (N, 1, H, W), "layer" for (N, 1, h, w).
         several: whether it takes a tuple of inputs.
     """
 
@@ -49,12 +49,20 @@ CASES = {
     "eigen_cam": Case("layer", AT_LAYER),
     "score_cam": Case("layer", AT_LAYER, several=False),
     "guided_grad_cam": Case("input", AT_LAYER, twin=ca.GuidedGradCam),
+    "drnet": Case("pixels"),
 }
 NAMES = sorted(CASES)
 OURS = [name for name in NAMES if name != "saliency"]  # Saliency is Captum's own class, handed on
 TWINS = [name for name in OURS if CASES[name].twin]
 INPUT_SIZE = [name for name in NAMES if CASES[name].output == "input"]
 LAYER_SIZE = [name for name in NAMES if CASES[name].output == "layer"]
+
+
+def shape_of(name: str, x: Any, grid: tuple[int, ...] = (6, 5)) -> tuple[int, ...]:
+    """The shape of a method's maps of an input; ``grid`` is the layer's."""
+    return {"input": tuple(x.shape), "pixels": (len(x), 1, *x.shape[2:]), "layer": (len(x), 1, *grid)}[
+        CASES[name].output
+    ]
 
 
 def make(name: str, model: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ import torchvision
 from captum.attr import visualization
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from captum.testing.attr.helpers.test_config import config
-from methods import CASES, INPUT_SIZE, LAYER_SIZE, NAMES, TWINS, attribute, make, make_twin
+from methods import CASES, INPUT_SIZE, LAYER_SIZE, NAMES, TWINS, attribute, make, make_twin, shape_of
 from models import ConvNet, FunctionalConvNet, ParallelBranches, images, seeded
 from torch import nn
 from torch.testing import assert_close
@@ -163,7 +163,7 @@ def test_noise_tunnel(name, kind):
     tunnel = ca.NoiseTunnel(make(name, model))
     options = {"target": [1, 2], "nt_samples": 3, **CASES[name].fast}
     maps = tunnel.attribute(x, nt_type=kind, stdevs=0.1, nt_samples_batch_size=2, **options)
-    assert maps.shape == (x.shape if name in INPUT_SIZE else (2, 1, 6, 5)) and maps.isfinite().all()
+    assert maps.shape == shape_of(name, x) and maps.isfinite().all()
     if kind == "smoothgrad" and name != "smooth_grad":  # which draws other noise for another batch
         still = tunnel.attribute(x, nt_type=kind, stdevs=0.0, **options)
         assert_close(still, attribute(name, model, x, [1, 2]))
@@ -179,7 +179,8 @@ def test_infidelity(name):
     model, x = seeded(ConvNet).double(), images(2, dtype=torch.float64)
     maps = attribute(name, model, x, [1, 2])
     if name in LAYER_SIZE:  # Captum wants attributions of the input's shape
-        maps = ca.LayerAttribution.interpolate(maps, x.shape[2:], "bilinear").expand_as(x)
+        maps = ca.LayerAttribution.interpolate(maps, x.shape[2:], "bilinear")
+    maps = maps.expand_as(x)
     value = infidelity(model, a_little_noise, x, maps, target=[1, 2], n_perturb_samples=2)
     assert value.shape == (2,) and value.isfinite().all()
 

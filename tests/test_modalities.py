@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from methods import shape_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,7 +60,7 @@ def arguments(method):
 def test_every_method_on_signals_and_volumes(name, n):
     method, model, x = methods()[name], convolutional(n), data(n)
     found = method.cls(model).attribute(x, target=[1, 3], **arguments(method))
-    assert found.shape == ((2, 1, *GRIDS[n]) if method.output == "layer" else x.shape)
+    assert found.shape == shape_of(name, x, GRIDS[n])
     assert found.isfinite().all()
     assert found.abs().max() > 0
     for i, target in enumerate([1, 3]):
@@ -74,7 +75,7 @@ def test_explain_brings_them_to_input_size(n):
     maps = explain(model, x, target=[1, 3], methods="all")
     assert set(maps) == set(methods())
     for name, found in maps.items():
-        channels = 1 if methods()[name].output == "layer" else 2
+        channels = 2 if methods()[name].output == "input" else 1
         assert found.shape == (2, channels, *SHAPES[n])
     grad_cam = GradCAM(model).attribute(x, target=[1, 3])
     sized = F.interpolate(grad_cam, SHAPES[n], mode=LINEAR[n], align_corners=False)

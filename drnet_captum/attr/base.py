@@ -161,6 +161,11 @@ def scores(output: Tensor, target: Target, score: Score = "logit") -> Tensor:
         return select(torch.log_softmax(output, dim=1) if score == "log_prob" else output, target)
 
 
+def score_for(output: Tensor, score: Score | None) -> Score:
+    """The score that was asked for; the log-probability where the output is one score for each of several classes."""
+    return score or ("log_prob" if output.dim() == 2 and output.shape[1] > 1 else "logit")
+
+
 def first_of(maps: Tensors, as_tuple: bool) -> Tensor | Tensors:
     """The single target's maps, in the form in which the inputs came."""
     single = tuple(m[0] for m in maps)

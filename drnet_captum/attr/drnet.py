@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Needs, Score, TapeAttribution, additional_args, scores
+from drnet_captum.attr.base import Needs, Score, TapeAttribution, additional_args, score_for, scores
 from drnet_captum.attr.layer_part import LayerPart, reconstruction
 from drnet_captum.attr.path_weights import path_weights
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, is_tokens
+from drnet_captum.attr.shares import checked_shares, default_shares
+from drnet_captum.engine.inputs import Baselines, MemoryFormat, as_tuple, baseline_of, check_differentiable, is_tokens
 from drnet_captum.engine.naming import Layer, find_module
 from drnet_captum.engine.tail import Tail, has_rows
 from drnet_captum.engine.tape import Tape
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from drnet_captum.reconstruct.reconstruction import Reconstruction
 
 Weights = Literal["gradient", "local", "integrated"]
-Baselines = float | Tensor | tuple[float | Tensor, ...] | None
 
 
 class DRNet(TapeAttribution):
@@ -118,7 +118,7 @@ class DRNet(TapeAttribution):
             top_channels: keep so many channels of each layer, those of most evidence for each example.
             return_convergence_delta: for integrated weights: return Σ R(x) − (y(x) − y(baseline)), (N,), too.
             score: y is the target's "logit", or its "log_prob", which sets the class against the others. None: the
-                log-probability where there are several classes.
+                log-probability where the output is one score for each of several classes.
 
         Returns:
             (N, 1, H, W); with ``return_convergence_delta`` (map, delta).
@@ -179,20 +179,29 @@ class DRNet(TapeAttribution):
         """
         if top_channels is not None and top_channels < 1:
             raise ValueError(f"expected top_channels to be at least 1, got {top_channels}")
-        check_choice("weights", weights, get_args(Weights))
+        if weights not in get_args(Weights):
+            raise ValueError(f"expected weights to be one of {', '.join(get_args(Weights))}, got {weights!r}")
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
         layers = self._layers_for(values, extra)
-        shares = default_shares(len(layers)) if layer_weights is None else checked_shares(layer_weights, layers)
         if weights == "integrated":
             step = (n_steps, method, internal_batch_size)
             pairs = self._integrated(values, baseline_of(values, baselines), extra, target, layers, score, *step)
         elif baselines is not None:
             raise ValueError(f"baselines are for weights='integrated', got weights={weights!r}")
         else:
-            pairs = self._differentiated(values, extra, target, layers, score, weights)
-        names = [name for name, _ in layers]
-        parts = [LayerPart(n, f, a, s) for n, (f, a), s in zip(names, pairs, shares, strict=True)]
+            (pairs,) = self._differentiated(values, extra, [target], layers, score, weights)
+        parts = parts_of(layers, pairs, layer_weights)
         return parts if top_channels is None else [part.strongest(top_channels) for part in parts]
+
+    def attribute_classes(
+        self, inputs: Any, targets: Sequence[Target], additional_forward_args: Any = None
+    ) -> tuple[Tensor, ...]:
+        """Maps of K targets from one forward pass, ((K, N, 1, H, W),), with the default weights."""
+        values, extra = as_tuple(inputs), additional_args(additional_forward_args)
+        layers = self._layers_for(values, extra)
+        rows = self._differentiated(values, extra, targets, layers, None, "gradient")
+        maps = [reconstruction(parts_of(layers, pairs), values[0].shape[2:]) for pairs in rows]
+        return (torch.stack(maps),)
 
     def dissect(self, data: Iterable[Any] | str | Path | None = None, **options: Any) -> Dissection:
         """What every unit of the model detects, whom it serves, and where it fires most.
@@ -229,6 +238,7 @@ class DRNet(TapeAttribution):
         """The layers by name, input to output."""
         if is_tokens(values) or values[0].dim() < 3:
             raise ValueError(f"expected images, signals or volumes, (N, C, …), got {tuple(values[0].shape)}")
+        check_differentiable(values)
         if self.layers is not None:
             model = eager(self.forward_func)
             names = {m: n for n, m in model.named_modules()} if isinstance(model, nn.Module) else {}
@@ -240,25 +250,28 @@ class DRNet(TapeAttribution):
         self,
         values: tuple[Tensor, ...],
         extra: tuple[Any, ...],
-        target: Target,
+        targets: Sequence[Target],
         layers: Sequence[tuple[str, nn.Module]],
         score: Score | None,
         weights: Weights,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(F, α) of every layer, from one forward and one backward pass."""
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """For every target (F, α) of every layer, from one forward pass and a backward pass each."""
         modules = [module for _, module in layers]
+        rows = []
         with self._recorded(values, extra, modules, False) as (tape, output):
-            y = scores(output, target, score_for(output, score))
-            gradients = tape.gradients([y], modules, keep=False)
-            pairs = []
-            for name, module in layers:
-                activation = self._single(tape, name, module)
-                placement = self._placement(name, activation, values)
-                gradient = to_map(gradients[module][0][0], placement)
-                if weights == "gradient":
-                    gradient = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
-                pairs.append((to_map(activation, placement), gradient))
-        return pairs
+            for target in targets:
+                y = scores(output, target, score_for(output, score))
+                gradients = tape.gradients([y], modules)
+                pairs = []
+                for name, module in layers:
+                    activation = self._single(tape, name, module)
+                    placement = self._placement(name, activation, values)
+                    gradient = to_map(gradients[module][0][0], placement)
+                    if weights == "gradient":
+                        gradient = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
+                    pairs.append((to_map(activation, placement), gradient))
+                rows.append(pairs)
+        return rows
 
     def _integrated(
         self,
@@ -278,7 +291,7 @@ class DRNet(TapeAttribution):
         for x in (values, baselines):
             with self._recorded(x, extra, modules, False) as (tape, output):
                 activations.append([self._single(tape, name, module) for name, module in layers])
-                score = score_for(output, score)
+                asked = score_for(output, score)
         count = len(values[0])
         pairs = []
         for (name, module), activation, baseline in zip(layers, *activations, strict=True):
@@ -287,7 +300,7 @@ class DRNet(TapeAttribution):
                 rest = [a[part] if has_rows(a, count) else a for a in extra]
                 return Tail(eager(self.forward_func), module, [v[part] for v in values], rest)
 
-            alpha = path_weights(tail, activation, baseline, target, score, n_steps, method, internal_batch_size)
+            alpha = path_weights(tail, activation, baseline, target, asked, n_steps, method, internal_batch_size)
             placement = self._placement(name, activation, values)
             pairs.append((to_map(activation - baseline, placement), to_map(alpha, placement)))
         return pairs
@@ -313,45 +326,12 @@ class DRNet(TapeAttribution):
             return scores(output, target, score_for(output, score)).detach()
 
 
-def default_shares(count: int) -> list[float]:
-    """λ of so many layers, input to output."""
-    return [1 / count] * count
-
-
-def checked_shares(shares: Sequence[float], layers: Sequence[tuple[str, nn.Module]]) -> list[float]:
-    """λ as they were given, one for each layer, of sum 1."""
-    names = ", ".join(name for name, _ in layers)
-    if len(shares) != len(layers):
-        raise ValueError(f"expected layer_weights for the {len(layers)} layers {names}, got {len(shares)}")
-    if not abs(sum(shares) - 1) < 1e-6:
-        raise ValueError(f"expected layer_weights of sum 1 for the layers {names}, got a sum of {sum(shares):g}")
-    return [float(share) for share in shares]
-
-
-def score_for(output: Tensor, score: Score | None) -> Score:
-    """The score that was asked for; the log-probability where there are several classes."""
-    return score or ("log_prob" if output.dim() > 1 and output.shape[1] > 1 else "logit")
-
-
-def baseline_of(values: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
-    """Captum's baselines as tensors of the inputs' shapes."""
-    given = baselines if isinstance(baselines, tuple) else (baselines,) * (len(values) if baselines is None else 1)
-    if len(given) != len(values):
-        raise ValueError(f"expected a baseline for each of the {len(values)} inputs, got {len(given)}")
-    found = []
-    for value, baseline in zip(values, given, strict=True):
-        if isinstance(baseline, Tensor):
-            if baseline.shape[1:] != value.shape[1:] or len(baseline) not in (1, len(value)):
-                raise ValueError(
-                    f"expected a baseline of shape {tuple(value.shape)}, or one for all examples, got "
-                    f"{tuple(baseline.shape)}"
-                )
-            found.append(baseline.to(value).expand_as(value))
-        else:
-            found.append(torch.full_like(value, 0.0 if baseline is None else baseline))
-    return tuple(found)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")
+def parts_of(
+    layers: Sequence[tuple[str, nn.Module]],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    shares: Sequence[float] | None = None,
+) -> list[LayerPart]:
+    """(F, α) of the layers, with their names and λ."""
+    names = [name for name, _ in layers]
+    checked = default_shares(len(names)) if shares is None else checked_shares(shares, names)
+    return [LayerPart(n, f, a, share) for n, (f, a), share in zip(names, pairs, checked, strict=True)]

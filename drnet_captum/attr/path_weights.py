@@ -1,4 +1,4 @@
-"""Integrated weights: the mean gradient along the straight line from a layer's baseline activation to its activation."""
+"""Integrated weights: the mean gradient along the straight line from a layer's baseline to its activation."""
 
 from __future__ import annotations
 

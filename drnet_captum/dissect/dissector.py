@@ -41,7 +41,7 @@ class Dissector:
         card: the model's name, how it sees a photo, and the names of its classes.
 
     Example:
-        >>> import timm
+        >>> import timm, torch
         >>> dissector = Dissector(timm.create_model("test_resnet", num_classes=4).eval())
         >>> scores = dissector.update(torch.rand(2, 3, 96, 96), torch.tensor([0, 3]))
         >>> dissector.result().counts
@@ -57,6 +57,8 @@ class Dissector:
         exemplars: int = 4,
         card: ModelCard | None = None,
     ) -> None:
+        if layers is not None and (isinstance(layers, str) or not layers):
+            raise ValueError(f"expected layers to be a list of at least one module or name, got {layers!r}")
         self.model, self.layers, self.score, self.count, self.card = model, layers, score, exemplars, card
         self.sites: list[Site] = []
         self._importance: dict[str, ClassImportance] = {}
@@ -71,6 +73,7 @@ class Dissector:
             if images.dim() != 4:
                 raise ValueError(f"expected a batch of images, (N, C, H, W), got {tuple(images.shape)}")
             found = find_units(self.model, (images,), (), self.layers or default_layers(self.model, images))
+            self._size = tuple(images.shape[1:])
             self.sites = sorted(found, key=lambda site: site.order)
             for site in self.sites:
                 name, channels = site.layer.name, site.layer.channels
@@ -94,6 +97,8 @@ class Dissector:
             ValueError: labels that are not the model's classes, images of another size than before.
         """
         sites = self.begin(images)
+        if tuple(images.shape[1:]) != self._size:
+            raise ValueError(f"expected images of {self._size} as in the first batch, got {tuple(images.shape)}")
         tape = UnitTape(self.model, {site.layer.name: site for site in sites})
         output = tape.forward(images)
         classes = checked_labels(labels, output)
@@ -107,13 +112,16 @@ class Dissector:
                 pooled[site.layer.name] = maps.mean(2)
 
         found = read_importance(tape, sites, scores(output, classes.tolist(), self.score), look)
+        if not all(bool(values.isfinite().all()) for values in found.values()):
+            raise ValueError("the importances have NaN or infinite values: run the model in float32 or bfloat16")
         pictures = [self.picture(image) for image in images]
         keys = [content_key(picture) for picture in pictures]
         for site in sites:
             name = site.layer.name
             self._importance[name].update(found[name].cpu(), classes)
             if name in peaks:
-                self._exemplars[name].update(*(t.cpu() for t in peaks[name]), grid_of(site), keys)
+                values, places = peaks[name]
+                self._exemplars[name].update(values.cpu(), places.cpu(), grid_of(site), keys)
             if name in pooled:
                 self._moments[name].update(pooled[name].cpu())
         referenced = set().union(*(e.referenced() for e in self._exemplars.values()))
@@ -168,10 +176,12 @@ def default_layers(model: nn.Module, images: Tensor) -> list[Layer]:
 def checked_labels(labels: Tensor | None, output: Tensor) -> Tensor:
     """The classes of a batch as integers on the CPU; the likeliest ones where there are none."""
     if output.dim() != 2 or output.shape[1] < 2:
-        raise ValueError(f"expected a model that scores several classes, (N, K), got an output of {tuple(output.shape)}")
+        raise ValueError(
+            f"expected a model that scores several classes, (N, K), got an output of {tuple(output.shape)}"
+        )
     if labels is None:
         return output.detach().argmax(1).cpu()
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != output.shape[:1]:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != output.shape[:1]:
         shape = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"expected a label for each of {len(output)} images, integers of shape (N,), got {shape}")
     low, high, classes = int(labels.min()), int(labels.max()), output.shape[1]

@@ -60,7 +60,9 @@ def classes_of(names: Sequence[str], categories: Sequence[str] | None, count: in
     if count == 1000:
         info = _IMAGENET.ImageNetInfo("imagenet-1k")
         known |= {name: number for number, name in enumerate(info.label_names())}
-    found = {name: known.get(plain(name), int(name) if name.isdecimal() and int(name) < count else -1) for name in names}
+    found = {
+        name: known.get(plain(name), int(name) if name.isdecimal() and int(name) < count else -1) for name in names
+    }
     unknown = [name for name, number in found.items() if number < 0]
     if len(unknown) == len(names) == count:
         return {name: number for number, name in enumerate(names)}

@@ -74,8 +74,8 @@ def dissect(
         >>> model = timm.create_model("test_resnet", num_classes=3).eval()
         >>> batches = [(torch.rand(2, 3, 64, 64), torch.tensor([0, 2]))]
         >>> dissection = dissect(model, batches, stimuli=False)
-        >>> dissection["stem.conv1"].importance.signed.shape
-        torch.Size([2, 24])
+        >>> dissection["layer1"].importance.signed.shape
+        torch.Size([2, 32])
     """
     if target not in ("label", "predicted"):
         raise ValueError(f"expected target to be 'label' or 'predicted', got {target!r}")
@@ -170,4 +170,6 @@ def normalizer(card: ModelCard, device: torch.device) -> Callable[[Tensor], Tens
 
 def check_pair(what: str, is_given: bool, names: str, values: Sequence[str]) -> None:
     if is_given != bool(values):
-        raise ValueError(f"expected {what}= and {names}= together, got {'the first' if is_given else 'the second'} alone")
+        raise ValueError(
+            f"expected {what}= and {names}= together, got {'the first' if is_given else 'the second'} alone"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ Split = Literal["labelling", "held-out"]
 Fineness = Literal["fine", "medium", "coarse"]
 FloatArray = npt.NDArray[np.float64]
 RGB = tuple[float, float, float]
+Ink = Callable[["Canvas"], FloatArray]  # (H, W) in [0, 1]: how much a pixel has of the second of two colours
+Paint = Callable[["Canvas"], tuple[FloatArray, FloatArray]]  # a stimulus's two variants, (H, W) grey or (3, H, W)
 
 LEAST_SIZE = 32
 # By number of the instance.
@@ -91,13 +94,12 @@ def stimulus_bank(size: tuple[int, int], *, split: Split = "labelling", seed: in
     if split not in get_args(Split):
         raise ValueError(f"expected split 'labelling' or 'held-out', got {split!r}")
     rows = []
-    for number in range(len(CONTRASTS)):
+    for number, (contrast, radius) in enumerate(zip(CONTRASTS, RADII, strict=True)):
         source = [seed, get_args(Split).index(split), number]
         shared = np.random.default_rng(source)
-        contrast = CONTRASTS[number] + shared.uniform(-0.04, 0.04)
-        radius = RADII[number] + shared.uniform(-0.005, 0.005)
+        look = contrast + shared.uniform(-0.04, 0.04), radius + shared.uniform(-0.005, 0.005)
         for name, (family, paint) in CONCEPTS.items():
-            canvas = Canvas(size, contrast, radius, np.random.default_rng([*source, zlib.crc32(name.encode())]))
+            canvas = Canvas(size, *look, np.random.default_rng([*source, zlib.crc32(name.encode())]))
             for image in paint(canvas):
                 pixels = np.broadcast_to(image.clip(0, 1), (3, *size)).astype(np.float32)
                 rows.append((pixels, name, family, number))
@@ -130,13 +132,14 @@ class Canvas:
         x, y = self.x - centre[0], self.y - centre[1]
         return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
+    def distance(self) -> FloatArray:
+        """To a place near the centre."""
+        return np.asarray(np.hypot(*self.frame(0, self.near_centre())))
+
     def period(self, fineness: Fineness) -> float:
         """Of a grating in pixels: fine for the pixel grid, coarse for the picture, medium between them."""
         fine, coarse = 5.0, max(self.unit / 6, 10.0)
-        return {"fine": fine, "medium": (fine * coarse) ** 0.5, "coarse": coarse}[fineness] * self.uniform(0.87, 1.15)
-
-
-# The inks: (H, W) in [0, 1], how much a pixel has of the second of a stimulus's two colours.
+        return self.uniform(0.87, 1.15) * {"fine": fine, "medium": math.sqrt(fine * coarse), "coarse": coarse}[fineness]
 
 
 def fill(distance: FloatArray) -> FloatArray:
@@ -175,42 +178,27 @@ def dots(c: Canvas) -> FloatArray:
     return fill(period * (np.hypot(u, v) - c.uniform(0.2, 0.28)))
 
 
-def noise(c: Canvas, sigma: float) -> FloatArray:
-    """White noise blurred by a Gaussian of ``sigma`` pixels, around 0.5 with a standard deviation of 0.2."""
+def noise(c: Canvas, fineness: Literal["fine", "coarse"]) -> FloatArray:
+    """White noise blurred by a Gaussian, around 0.5 with a standard deviation of 0.2."""
+    sigma = c.uniform(0.8, 1.2) * (0.7 if fineness == "fine" else 0.0286 * c.unit)
     fy, fx = np.fft.fftfreq(c.size[0])[:, None], np.fft.fftfreq(c.size[1])[None, :]
     blur = np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2))
     smooth = np.fft.ifft2(np.fft.fft2(c.rng.standard_normal(c.size)) * blur).real
     return np.asarray(0.5 + 0.2 * (smooth - smooth.mean()) / smooth.std())
 
 
-def fine_noise(c: Canvas) -> FloatArray:
-    return noise(c, c.uniform(0.55, 0.85))
-
-
-def coarse_noise(c: Canvas) -> FloatArray:
-    return noise(c, c.unit * c.uniform(0.023, 0.034))
-
-
 def concentric_rings(c: Canvas) -> FloatArray:
     period = c.period("medium") * c.uniform(0.9, 1.8)
-    distance = np.hypot(*c.frame(0, c.near_centre()))
-    return np.asarray(0.5 + 0.5 * np.cos(2 * np.pi * (distance / period + c.uniform(0, 1))))
-
-
-def round_edge(c: Canvas) -> FloatArray:
-    """An edge of every direction, far larger than the discs."""
-    return fill(np.hypot(*c.frame(0, c.near_centre())) - c.unit * c.uniform(0.28, 0.34))
+    return np.asarray(0.5 + 0.5 * np.cos(2 * np.pi * (c.distance() / period + c.uniform(0, 1))))
 
 
 def quarters(c: Canvas) -> list[tuple[FloatArray, FloatArray]]:
     """Frames at four places around the centre, turned by quarter turns, so that every picture has all directions."""
-    first, turns = c.uniform(0, 90), c.rng.permutation(4)
-    places = [(0.2 * sx * c.unit, 0.2 * sy * c.unit) for sx in (-1, 1) for sy in (-1, 1)]
-    shifts = [c.near_centre(0.03) for _ in places]
-    return [
-        c.frame(first + 90.0 * turn, (x + dx, y + dy))
-        for (x, y), (dx, dy), turn in zip(places, shifts, turns, strict=True)
-    ]
+    first, frames = c.uniform(0, 90), []
+    for turn, (right, up) in zip(c.rng.permutation(4), ((-1, -1), (-1, 1), (1, -1), (1, 1)), strict=True):
+        dx, dy = c.near_centre(0.03)
+        frames.append(c.frame(first + 90.0 * turn, (0.2 * right * c.unit + dx, 0.2 * up * c.unit + dy)))
+    return frames
 
 
 def beam(along: FloatArray, across: FloatArray, start: float, end: float, width: float) -> FloatArray:
@@ -233,18 +221,21 @@ def curves(c: Canvas) -> FloatArray:
 
 
 def spots(c: Canvas) -> FloatArray:
-    distance = np.hypot(*c.frame(0, c.near_centre()))
-    return np.asarray(np.exp(-((distance / (c.unit * c.uniform(0.03, 0.1))) ** 2)))
+    return np.asarray(np.exp(-((c.distance() / (c.unit * c.uniform(0.03, 0.1))) ** 2)))
 
 
 def discs(c: Canvas) -> FloatArray:
-    return fill(np.hypot(*c.frame(0, c.near_centre())) - c.radius)
+    return fill(c.distance() - c.radius)
+
+
+def round_edge(c: Canvas) -> FloatArray:
+    """An edge of every direction, far larger than the discs."""
+    return fill(c.distance() - c.unit * c.uniform(0.28, 0.34))
 
 
 def rings(c: Canvas) -> FloatArray:
-    radius = c.radius
-    thick = max(radius * c.uniform(0.14, 0.22), 2.0)
-    return fill(np.abs(np.hypot(*c.frame(0, c.near_centre())) - radius) - thick / 2)
+    thick = max(c.radius * c.uniform(0.14, 0.22), 2.0)
+    return fill(np.abs(c.distance() - c.radius) - thick / 2)
 
 
 def squares(c: Canvas) -> FloatArray:
@@ -264,12 +255,6 @@ def crosses(c: Canvas) -> FloatArray:
     return fill(np.minimum(*(beam(u, v, -arm, arm, arm / 2) for u, v in ((along, across), (across, along)))))
 
 
-# The paints: a stimulus's two variants, (H, W) grey or (3, H, W).
-
-Ink = Callable[[Canvas], FloatArray]
-Paint = Callable[[Canvas], tuple[FloatArray, FloatArray]]
-
-
 def in_greys(c: Canvas, ink: Ink) -> tuple[FloatArray, FloatArray]:
     relief = c.contrast * (ink(c) - 0.5)
     middle = 0.5 + c.uniform(-0.5, 0.5) * (1 - c.contrast)
@@ -278,36 +263,32 @@ def in_greys(c: Canvas, ink: Ink) -> tuple[FloatArray, FloatArray]:
 
 def in_two_colours(c: Canvas, ink: Ink, colours: tuple[RGB, RGB]) -> tuple[FloatArray, FloatArray]:
     first, second = (np.asarray(colour)[:, None, None] for colour in colours)
-    relief = c.contrast * (ink(c) - 0.5)
-    middle = (first + second) / 2
-    return middle + (second - first) * relief, middle - (second - first) * relief
+    share = 0.5 + c.contrast * (ink(c) - 0.5)
+    return first + (second - first) * share, second + (first - second) * share
 
 
 def in_one_colour(c: Canvas, colour: RGB) -> tuple[FloatArray, FloatArray]:
     """A full picture of a shade, and one that fades to grey too softly to have an edge. White and black stay grey."""
-    grey = len(set(colour)) == 1
-    shade = np.clip(np.asarray(colour) + c.rng.uniform(-0.04, 0.04, 1 if grey else 3), 0, 1)[:, None, None]
-    fading = np.exp(-((np.hypot(*c.frame(0, c.near_centre())) / (c.unit * c.uniform(0.3, 0.4))) ** 4))
+    shift = c.rng.uniform(-0.04, 0.04, 3 if len(set(colour)) > 1 else 1)
+    shade = np.clip(np.asarray(colour) + shift, 0, 1)[:, None, None]
+    fading = np.exp(-((c.distance() / (c.unit * c.uniform(0.3, 0.4))) ** 4))
     return np.broadcast_to(shade, (3, *c.size)), 0.5 + (shade - 0.5) * fading
 
 
 def concepts() -> dict[str, tuple[str, Paint]]:
-    inks: dict[str, tuple[str, Ink]] = {
-        name.format("edges"): ("edges", partial(edge, degrees=degrees)) for name, degrees in ORIENTATIONS.items()
-    }
-    for fineness in get_args(Fineness):
-        for name, degrees in ORIENTATIONS.items():
+    """Name -> family and how to paint it."""
+    inks: list[tuple[str, str, Ink]] = []
+    for name, degrees in ORIENTATIONS.items():
+        inks.append((name.format("edges"), "edges", partial(edge, degrees=degrees)))
+        for fineness in get_args(Fineness):
             ink = partial(grating, degrees=degrees, fineness=fineness)
-            inks[f"{fineness} {name.format('stripes')}"] = "gratings", ink
-    inks["corners"] = "corners", corners
-    inks["curves"] = "curves", curves
-    for draw in (checkerboard, crosshatch, dots, fine_noise, coarse_noise, concentric_rings):
-        inks[draw.__name__.replace("_", " ")] = "textures", draw
-    for draw in (spots, discs, rings, squares, triangles, crosses):
-        inks[draw.__name__] = "shapes", draw
-    paints: dict[str, tuple[str, Paint]] = {
-        k: (family, partial(in_greys, ink=ink)) for k, (family, ink) in inks.items()
-    }
+            inks.append((f"{fineness} {name.format('stripes')}", "gratings", ink))
+    inks += [("corners", "corners", corners), ("curves", "curves", curves)]
+    inks += [(f"{grain} noise", "textures", partial(noise, fineness=grain)) for grain in ("fine", "coarse")]
+    for draw in (checkerboard, crosshatch, dots, concentric_rings):
+        inks.append((draw.__name__.replace("_", " "), "textures", draw))
+    inks += [(draw.__name__, "shapes", draw) for draw in (spots, discs, rings, squares, triangles, crosses)]
+    paints: dict[str, tuple[str, Paint]] = {name: (family, partial(in_greys, ink=ink)) for name, family, ink in inks}
     for name, pair in OPPONENTS.items():
         paints[name] = "edges", partial(in_two_colours, ink=round_edge, colours=pair)
     for name, colour in COLOURS.items():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+Baselines = float | Tensor | tuple[float | Tensor, ...] | None
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
 MEMORY_FORMATS = ("auto", "preserve", "channels_last")
 
@@ -55,3 +56,22 @@ def arranged(value: Tensor, memory_format: MemoryFormat) -> Tensor:
     if last and value.dim() == 4 and value.dtype.is_floating_point:
         return value.contiguous(memory_format=torch.channels_last)
     return value
+
+
+def baseline_of(values: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
+    """Captum's baselines as tensors of the inputs' shapes."""
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * (len(values) if baselines is None else 1)
+    if len(given) != len(values):
+        raise ValueError(f"expected a baseline for each of the {len(values)} inputs, got {len(given)}")
+    found = []
+    for value, baseline in zip(values, given, strict=True):
+        if isinstance(baseline, Tensor):
+            if baseline.shape[1:] != value.shape[1:] or len(baseline) not in (1, len(value)):
+                raise ValueError(
+                    f"expected a baseline of shape {tuple(value.shape)}, or one for all examples, got "
+                    f"{tuple(baseline.shape)}"
+                )
+            found.append(baseline.to(value).expand_as(value))
+        else:
+            found.append(torch.full_like(value, 0.0 if baseline is None else baseline))
+    return tuple(found)

@@ -23,7 +23,7 @@ def find_module(model: Any, layer: Layer) -> nn.Module:
         raise TypeError(f"expected layer to be a module or a dotted name, got {type(layer).__name__}")
     if not isinstance(model, nn.Module):
         raise ValueError(f"layer {layer!r} is a name, and the model is a function: pass the module itself")
-    names: dict[str, nn.Module] = dict(model.named_modules())
+    names: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if layer not in names or layer == "":
         near = get_close_matches(layer, names, n=3, cutoff=0.4) or [n for n in names if n][-3:]
         raise ValueError(f"the model has no layer {layer!r}; near names: {', '.join(near)}")

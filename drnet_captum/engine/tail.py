@@ -41,7 +41,11 @@ class Tail:
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any] = ()
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        inputs: Sequence[Tensor],
+        additional: Sequence[Any] = (),
     ) -> None:
         self.forward_func, self.layer = forward_func, layer
         self.inputs, self.additional = tuple(inputs), tuple(additional)

@@ -1,4 +1,4 @@
-"""A recorded forward pass in which many places are looked at, and backward passes that read all of them on their way."""
+"""A recorded forward pass in which many places are looked at, and backward passes that read all of them."""
 
 from __future__ import annotations
 

@@ -74,7 +74,9 @@ def widened(field: Field, node: Any, spatial: int) -> Field:
         return field
     kernel, stride, padding, dilation = (part[-spatial:] for part in window)  # signals are pooled as images of one row
     return Field(
-        tuple(s + round((k - 1) * d * j) for s, k, d, j in zip(field.size, kernel, dilation, field.stride, strict=True)),
+        tuple(
+            s + round((k - 1) * d * j) for s, k, d, j in zip(field.size, kernel, dilation, field.stride, strict=True)
+        ),
         tuple(j * s for j, s in zip(field.stride, stride, strict=True)),
         tuple(a - p * j for a, p, j in zip(field.start, padding, field.stride, strict=True)),
     )

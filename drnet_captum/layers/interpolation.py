@@ -34,7 +34,7 @@ def spread(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def interpolation_matrix(short: int, long: int) -> Tensor:
-    """(long, short): what every position hands to the pixels, by linear interpolation (edges clamped); columns sum to 1.
+    """(long, short): what every position hands to the pixels, by linear interpolation; columns sum to 1.
 
     Example:
         >>> interpolation_matrix(2, 4)
@@ -43,9 +43,10 @@ def interpolation_matrix(short: int, long: int) -> Tensor:
                 [0.1250, 0.3750],
                 [0.0000, 0.5000]], dtype=torch.float64)
     """
-    eye = torch.eye(short, dtype=torch.float64)
-    if long < short:
-        matrix = F.adaptive_avg_pool1d(eye, long)  # (short, long)
-    else:
-        matrix = F.interpolate(eye[None], size=long, mode="linear", align_corners=False)[0]
-    return (matrix / matrix.sum(1, keepdim=True)).T
+    with torch.inference_mode(False):  # it is remembered, and may be met by gradients later
+        eye = torch.eye(short, dtype=torch.float64)
+        if long < short:
+            matrix = F.adaptive_avg_pool1d(eye, long)  # (short, long)
+        else:
+            matrix = F.interpolate(eye[None], size=long, mode="linear", align_corners=False)[0]
+        return (matrix / matrix.sum(1, keepdim=True)).T

@@ -29,8 +29,8 @@ class UnitLayer:
 
     Attributes:
         name: dotted name of the module.
-        kind: "convolution": the units are taken after the convolution's own norm and activation, where it has them: what
-            a mask there removes is gone for good. "layer": they are the module's own output.
+        kind: "convolution": the units are taken after the convolution's own norm and activation, where it has them:
+            what a mask there removes is gone for good. "layer": they are the module's own output.
         channels: how many units there are.
         grid: the spatial size of their maps.
         field: the receptive fields of the positions.
@@ -106,7 +106,9 @@ def find_units(
         place = places.get(name, Missing("it is not run, or the answer does not depend on it", "layer"))
         if isinstance(place, Missing):
             there = [n for n, p in places.items() if isinstance(p, Site)]
-            raise ValueError(f"layer {name!r} has no units to look at: {place.why}; layers that have: {', '.join(there)}")
+            raise ValueError(
+                f"layer {name!r} has no units to look at: {place.why}; layers that have: {', '.join(there)}"
+            )
         chosen[name] = place
     return list(chosen.values())
 
@@ -129,7 +131,9 @@ def _look(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any])
         puts = convolutions.get(name) or [put for run in notes.runs[name] for put in run if put.node in graph.rank]
         runs = len(puts if name in convolutions else notes.runs[name])
         if runs > 1:
-            missing[name] = Missing(f"it runs {runs} times in one forward pass, and its channels are not one unit", kind)
+            missing[name] = Missing(
+                f"it runs {runs} times in one forward pass, and its channels are not one unit", kind
+            )
         elif len(puts) > 1:
             missing[name] = Missing(f"it puts out {len(puts)} tensors", "layer")
         elif puts:
