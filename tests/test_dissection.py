@@ -230,6 +230,7 @@ def test_plot_shows_families_importances_and_patches() -> None:
     first, last = a.plot("conv1"), a.plot()
     assert first.mode == "RGB"
     assert first.width == last.width == 1430
+    assert last.tobytes() == a.plot("layer4").tobytes() != first.tobytes()
     colours = {tuple(c) for _, c in first.getcolors(10**6) or []}
     assert {(0xD5,) * 3, (0x00, 0x72, 0xB2), (0x56, 0xB4, 0xE9)} <= colours  # unlabelled, colours, edges
     magenta = to_jpeg(np.full((16, 16, 3), (255, 0, 255), dtype=np.uint8))

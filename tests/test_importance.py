@@ -112,6 +112,8 @@ def test_importance_keeps_small_shares_beside_large_sums() -> None:
     for _ in range(8):
         importance.update(torch.tensor([[1.0]]), torch.tensor([0]))  # float32 would lose each of them
     assert importance.signed.item() * 9 == pytest.approx(1e8 + 8, abs=1e-6)
+    tiny = importance_of((torch.tensor([[1 + 1e-12]], dtype=torch.float64), torch.tensor([0])), channels=1)
+    assert tiny.signed.item() == 1 + 1e-12
 
 
 def test_importance_does_not_grow_with_images_but_holds_many_classes() -> None:
@@ -185,6 +187,7 @@ def test_moments_by_hand_and_as_numpy() -> None:
     pooled = torch.tensor([[0.0, 1.0, 5.0], [2.0, 1.0, 1.0], [4.0, 4.0, 3.0]])
     moments = moments_of(pooled[:1], pooled[1:], pooled[:0])
     assert moments.count == 3
+    moments.mean().zero_()
     assert moments.mean().tolist() == [2.0, 2.0, 3.0]
     torch.testing.assert_close(moments.covariance()[0], torch.tensor([4.0, 3.0, -2.0], dtype=torch.float64))
     torch.testing.assert_close(moments.correlation()[0, 2].item(), -0.5)

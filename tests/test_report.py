@@ -144,17 +144,21 @@ def test_parts_add_up_to_the_whole() -> None:
     ]
     below = waterfall([("against", -1.0), ("for", 2.0)])
     assert [(bar.left, bar.width) for bar in below] == [(0, 50), (0, 100), (50, 50)]
+    against = waterfall([("for", 1.0), ("against", -2.0)])
+    assert [(bar.left, bar.width, bar.share) for bar in against] == [(50, 50, 1.0), (0, 100, -2.0), (0, 50, -1.0)]
     shares = re.findall(r'<span class="value">(−?[\d.]+)%</span>\n</li>', PAGE)
-    assert shares == ["75.0", "−12.5", "37.5", "100.0"]  # Edges, the other, units in no module, the whole
-    assert "units in no module" in PAGE
+    assert shares == ["75.0", "−12.5", "62.5"]  # Edges, the other, the whole
 
 
 def test_many_modules_share_a_bar() -> None:
     whole = report(1)
-    ten = [ReportModule(f"m{k}", [("conv1", 0)], "", [0.1], [picture(6)]) for k in range(10)]
+    ten = [ReportModule(f"m{k}", [("conv1", 0)], "", [(k - 4) / 5], [picture(6)]) for k in range(10)]
     page = render(replace(whole, modules=ten))
-    assert "2 smaller modules" in page and "2 more modules" in page
-    assert "units in no module" not in page
+    names = re.findall(r'<span class="name">(.*?)</span>', page)[1:]  # after the model's answer
+    assert names == ["m9", "m8", "m7", "m6", "m3", "m2", "m1", "m0", "2 smaller modules", "the whole map"]
+    maps = re.findall(r"<figcaption><span>(.*?)</span>", page)
+    assert maps == ["m9", "m0", "m8", "m1", "m7", "m2", "m6", "m3", "m5", "m4"]  # those that matter most first
+    assert "2 more modules" in page
     alone = render(replace(whole, modules=()))
     assert 'id="modules"' not in alone and "the whole map" not in alone
 
@@ -270,7 +274,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     assert found, run.stderr[-2000:]
     seen = json.loads(unescape(found[1]))
     assert seen["errors"] == []
-    assert seen["start"] == [96, 0] and seen["all"] == [130, 0]
+    assert seen["start"] == [72, 0] and seen["all"] == [130, 0]
     assert seen["pictures"] and seen["buttons"]
     assert seen["search"] == ["65 units in 1 layer", [65]]
     assert seen["against"] == ["No unit matches", [], "No unit matches “border”."]

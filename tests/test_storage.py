@@ -68,6 +68,8 @@ def test_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_equal_dissections_give_equal_bytes(saved: Path, tmp_path: Path) -> None:
     Dissection.load(saved).save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(saved)
+    replace(full(), images=dict(reversed(full().images.items()))).save(tmp_path / "reversed")
+    assert contents(tmp_path / "reversed") == contents(saved)
     # Also when the sum was made in another order, where it is exact.
     a, b = dissection(0), dissection(1)
     (a + b).save(tmp_path / "ab")

@@ -57,7 +57,7 @@ class Dissector:
         exemplars: int = 4,
         card: ModelCard | None = None,
     ) -> None:
-        if layers is not None and (isinstance(layers, str) or not layers):
+        if layers is not None and (isinstance(layers, (str, nn.Module)) or not layers):
             raise ValueError(f"expected layers to be a list of at least one module or name, got {layers!r}")
         self.model, self.layers, self.score, self.count, self.card = model, layers, score, exemplars, card
         self.sites: list[Site] = []
@@ -66,6 +66,11 @@ class Dissector:
         self._moments: dict[str, ChannelMoments] = {}
         self._images: dict[str, bytes] = {}
         self._counts: dict[int, int] = {}
+
+    @property
+    def images_seen(self) -> int:
+        """How many images were added."""
+        return sum(self._counts.values())
 
     def begin(self, images: Tensor) -> list[Site]:
         """Find the layers on images of the size that is to come; ``update`` does it by itself."""
@@ -181,7 +186,12 @@ def checked_labels(labels: Tensor | None, output: Tensor) -> Tensor:
         )
     if labels is None:
         return output.detach().argmax(1).cpu()
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != output.shape[:1]:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.dtype == torch.bool
+        or labels.shape != output.shape[:1]
+    ):
         shape = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"expected a label for each of {len(output)} images, integers of shape (N,), got {shape}")
     low, high, classes = int(labels.min()), int(labels.max()), output.shape[1]

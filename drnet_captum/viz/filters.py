@@ -81,7 +81,7 @@ def feature_grid(
             blue-white-red (some are; the colormap's middle is then zero).
 
     Returns:
-        An RGB image on white, maps enlarged without blur to about 56 pixels.
+        An RGB image on white, maps enlarged without blur to about 56 pixels; larger ones stay as they are.
 
     Raises:
         ValueError: maps of another shape, NaN or infinity, a count below 1, an unknown order.

@@ -76,7 +76,8 @@ class ReportModule:
     Attributes:
         members: (layer name, unit index), the most typical first.
         summary: a line about them, e.g. "12 units stand for 31".
-        shares: one number a photo of the report: the module's part of the whole map, 1 being all of it.
+        shares: one number a photo of the report: the module's part of the evidence, negative where it speaks against
+            the answer. They add up to the whole map's.
         maps: one (H, W, 3) uint8 a photo of the report: the module's map laid over it.
     """
 
@@ -182,8 +183,7 @@ def save(report: Report, path: str | Path) -> Path:
         ...     save(Report("Nothing yet", "resnet18"), f"{folder}/report.html").stat().st_size > 0
         True
     """
-    path = Path(path)
-    page = render(report)
+    path, page = Path(path), render(report)
     part = path.with_name(path.name + ".part")
     try:
         # File names can hold bytes that are no text; they are not worth losing the page.
@@ -195,20 +195,20 @@ def save(report: Report, path: str | Path) -> Path:
 
 
 def waterfall(parts: Sequence[tuple[str, float]]) -> list[Bar]:
-    """Bars for parts that add up to 1: each begins where the one before it ended, negative ones go back.
+    """Bars for parts of a whole: each begins where the one before it ended, negative ones go back.
 
-    The last bar is the whole. The axis goes from the lowest to the highest end of a bar.
+    The last bar is the whole, their sum. The axis goes from the lowest to the highest end of a bar.
 
     Example:
         >>> [(bar.left, bar.width) for bar in waterfall([("a", 0.75), ("b", 0.5), ("c", -0.25)])]
         [(0.0, 60.0), (60.0, 40.0), (80.0, 20.0), (0.0, 80.0)]
     """
     ends = np.cumsum([0.0, *(share for _, share in parts)]).tolist()
-    low, high = min(ends), max(1.0, *ends)
-    starts = [*(min(pair) for pair in pairwise(ends)), 0.0]
+    low, length = min(ends), max(max(ends) - min(ends), 1e-9)
+    starts = [*(min(pair) for pair in pairwise(ends)), min(0.0, ends[-1])]
     return [
-        Bar(name, share, 100 * (start - low) / (high - low), 100 * abs(share) / (high - low))
-        for (name, share), start in zip([*parts, ("the whole map", 1.0)], starts, strict=True)
+        Bar(name, share, 100 * (start - low) / length, 100 * abs(share) / length)
+        for (name, share), start in zip([*parts, ("the whole map", ends[-1])], starts, strict=True)
     ]
 
 
@@ -240,9 +240,6 @@ def _photo(index: int, report: Report, pictures: Pictures) -> dict[str, Any]:
     if rest := modules[_BARS:]:
         name = "1 smaller module" if len(rest) == 1 else f"{len(rest)} smaller modules"
         parts.append((name, sum(module.shares[index] for module in rest)))
-    outside = 1 - sum(module.shares[index] for module in modules)
-    if modules and abs(outside) >= 0.0005:
-        parts.append(("units in no module", outside))
     return {"photo": photo, "image": image, "map": whole, "maps": maps, "bars": waterfall(parts) if modules else []}
 
 
@@ -255,11 +252,11 @@ def _families(layers: Sequence[ReportLayer]) -> list[str]:
 
 
 def _check(report: Report) -> None:
-    if name := _repeated(layer.name for layer in report.layers):
-        raise ValueError(f"expected every layer once, got {name[0]!r} twice")
+    if names := _repeated(layer.name for layer in report.layers):
+        raise ValueError(f"expected every layer once, got {names[0]!r} twice")
     for layer in report.layers:
-        if index := _repeated(unit.index for unit in layer.units):
-            raise ValueError(f"expected every unit of {layer.name} once, got {index[0]} twice")
+        if indices := _repeated(unit.index for unit in layer.units):
+            raise ValueError(f"expected every unit of {layer.name} once, got {indices[0]} twice")
         for unit in layer.units:
             numbers = [unit.score, *(value for _, value in (*unit.served, *unit.stimuli))]
             _finite([*numbers, *(one.value for one in unit.exemplars)], f"unit {unit.index} of {layer.name}")

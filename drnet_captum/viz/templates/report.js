@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 96; // tiles of a layer before it asks for more
+  const PAGE = 72; // tiles of a layer before it asks for more
   const THUMBNAILS = 6; // of a module
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (selector, root = document) => root.querySelector(selector);

@@ -1,0 +1,481 @@
+"""Where the units of convolutions and layers are met, and what a tape of many places reads there."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+
+import captum.attr as ca
+import pytest
+import timm
+import torch
+import torchvision
+from models import CLASSES, ChannelsLast, ConvNet, FunctionalConvNet, Raising, images, seeded, signal_net
+from snapshot import of_everything, same
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from drnet_captum.data import load_model
+from drnet_captum.engine.unit_tape import UnitTape
+from drnet_captum.layers.units import find_units
+
+
+class Steps(nn.Module):
+    """Named steps, put together as a function says; the answer is the mean over positions."""
+
+    def __init__(self, forward, inplace=False):
+        super().__init__()
+        for i, name in enumerate("abcd"):
+            setattr(self, name, nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1))
+            norm = nn.BatchNorm2d(6)
+            norm.running_mean.normal_(std=0.2)
+            norm.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            setattr(self, "norm_" + name, norm)
+        self.deep, self.group = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(6, 6, 2, stride=2)
+        self.gate, self.gate_up = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.relu, self.fc, self._forward = nn.ReLU(inplace), nn.Linear(6, CLASSES), forward
+        self.alias = self.a
+
+    def forward(self, x):
+        return self.fc(self._forward(self, x).mean((2, 3)))
+
+
+def noted(model, x, place):
+    """What ``place`` names in a plain run: the tensor that a step of the model was given back as, and its gradient."""
+    kept = {}
+    model.note = lambda name, t: kept.setdefault(name, t) + 0  # a new tensor: what is kept is never written into
+    y = model(x)
+    del model.note
+    (gradient,) = torch.autograd.grad(y[:, 1].sum(), kept[place])
+    return kept[place].detach(), gradient
+
+
+def note(model, name, tensor):
+    return model.note(name, tensor) if hasattr(model, "note") else tensor
+
+
+# What a convolution's units are: each function notes the tensor that is expected for the convolution of that name.
+def normed(m, x):
+    return m.b(note(m, "a", m.relu(m.norm_a(m.a(x)))))
+
+
+def norm_only(m, x):
+    return m.b(note(m, "a", m.norm_a(m.a(x)))).mean((2, 3), keepdim=True)
+
+
+def alone(m, x):
+    return F.avg_pool2d(note(m, "a", m.a(x)), 2)
+
+
+def activated(m, x):
+    return m.b(note(m, "a", torch.relu_(m.a(x))))
+
+
+def functional(m, x):
+    return m.b(note(m, "a", F.relu(m.norm_a(m.a(x)))))
+
+
+def by_parts(m, x):
+    x = m.norm_a(m.a(x))
+    return m.b(note(m, "a", x * torch.sigmoid(x)))
+
+
+def smooth(m, x):
+    return m.b(note(m, "a", F.gelu(m.norm_a(m.a(x)))))
+
+
+def activation_first(m, x):
+    return m.norm_a(note(m, "a", m.relu(m.a(x)))) * 2
+
+
+def residual(m, x):
+    x = m.relu(m.a(x))
+    y = note(m, "b", m.norm_b(m.b(x)))
+    return m.relu(y + x)
+
+
+def residual_in_place(m, x):
+    x = F.relu(m.a(x))
+    y = note(m, "b", m.norm_b(m.b(x)))
+    y += x
+    return torch.relu_(y)
+
+
+def scaled_in_place(m, x):
+    y = note(m, "a", m.norm_a(m.a(x)))
+    y.mul_(3.0)
+    return m.relu(y)
+
+
+def forked(m, x):
+    y = note(m, "a", m.a(x))
+    return m.norm_a(y) + F.relu(y)
+
+
+def forked_after_the_norm(m, x):
+    y = note(m, "a", m.norm_a(m.a(x)))
+    return F.relu(y) + y.mean()
+
+
+def before_activation(m, x):
+    """The norm of the next convolution is all that reads this one; what is added to a residual stays as it is."""
+    x = m.a(x)
+    y = note(m, "b", m.relu(m.norm_c(m.b(m.relu(m.norm_b(x))))))
+    return x + note(m, "c", m.c(y))
+
+
+def depthwise(m, x):
+    return m.b(note(m, "deep", m.relu(m.norm_b(m.deep(m.a(x))))))
+
+
+def grouped(m, x):
+    return m.b(note(m, "group", m.relu(m.group(m.a(x)))))
+
+
+def transposed(m, x):
+    return m.b(note(m, "up", m.relu(m.norm_b(m.up(m.a(x))))))
+
+
+def dead_branch(m, x):
+    x = m.a(x)
+    m.b(x)
+    m.norm_a(x)
+    return note(m, "a", F.relu(x))
+
+
+def pooled_between(m, x):
+    return m.relu(F.max_pool2d(note(m, "a", m.a(x)), 2))
+
+
+CASES = [
+    *((f, "a") for f in (normed, norm_only, alone, activated, functional, by_parts, smooth, activation_first)),
+    *((f, "b") for f in (residual, residual_in_place, before_activation)),
+    (before_activation, "c"),
+    *((f, "a") for f in (scaled_in_place, forked, forked_after_the_norm, dead_branch, pooled_between)),
+    (depthwise, "deep"),
+    (grouped, "group"),
+    (transposed, "up"),
+]
+
+
+def double(forward, **options):
+    return seeded(Steps, forward, **options).double()
+
+
+def read(model, x, names=None, *, target=1, **options):
+    """Tensors and gradients of all places by name."""
+    sites = find_units(model, (x,), layers=names)
+    tape, seen, found = UnitTape(model, {s.layer.name: s for s in sites}, **options), {}, {}
+    output = tape.forward(x, seen=lambda name, t: seen.setdefault(name, t.clone()))
+    tape.backward(output[:, target], lambda name, t, g: found.setdefault(name, (t.clone(), g.clone())))
+    assert_close(output, model(x))
+    assert seen.keys() == {s.layer.name for s in sites}
+    for name, (tensor, _) in found.items():
+        assert torch.equal(tensor, seen[name]), f"{name} was written into"
+    return found
+
+
+@pytest.mark.parametrize(("forward", "name"), CASES, ids=[f"{f.__name__}-{name}" for f, name in CASES])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_units_of_a_convolution(forward, name, inplace):
+    model, x = double(forward, inplace=inplace), images(dtype=torch.float64)
+    tensor, gradient = noted(model, x, name)
+    found = read(model, x)
+    assert_close(found[name][0], tensor)
+    assert_close(found[name][1], gradient)
+    site = next(s for s in find_units(model, (x,)) if s.layer.name == name)
+    assert site.layer.kind == "convolution" and site.layer.channels == 6 and site.layer.grid == tensor.shape[2:]
+    assert site.placement.layout == "NCHW"
+
+
+def test_convolutions_come_from_input_to_output_and_each_once():
+    model, x = double(lambda m, x: m.norm_a(m.c(m.b(x * 2) if x.shape[1] == 6 else m.a(x)))), images().double()
+    assert [s.layer.name for s in find_units(model, (x,))] == ["a", "c"]
+    order = [s.layer.name for s in find_units(double(lambda m, x: m.b(F.relu(m.d(m.c(m.a(x)))))), (x,))]
+    assert order == ["a", "c", "d", "b"]
+    of_resnet = [s.layer.name for s in find_units(torchvision.models.resnet18().eval(), (torch.rand(1, 3, 64, 64),))]
+    assert of_resnet[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"] and len(of_resnet) == 20
+
+
+def test_overwritten_tensors_are_told_apart():
+    x = images().double()
+    sites = {f: find_units(double(f), (x,), layers=["b"])[0] for f in (residual, residual_in_place)}
+    assert not sites[residual].overwritten and sites[residual_in_place].overwritten
+
+
+def test_a_branch_that_does_not_reach_the_answer_is_left_out():
+    model, x = double(dead_branch), images().double()
+    assert [s.layer.name for s in find_units(model, (x,))] == ["a"]
+    with pytest.raises(ValueError, match="'b' has no units to look at: it is not run, or the answer does not depend"):
+        find_units(model, (x,), layers=["b"])
+    with pytest.raises(ValueError, match="'c' has no units .*not run"):
+        find_units(model, (x,), layers=["c"])
+
+
+def test_gates_of_one_position_are_left_out():
+    def gated(m, x):
+        x = m.relu(m.a(x))
+        return m.b(x * torch.sigmoid(m.gate_up(F.relu(m.gate(x.mean((2, 3), keepdim=True))))))
+
+    model, x = double(gated), images().double()
+    assert [s.layer.name for s in find_units(model, (x,))] == ["a", "b"]
+    with pytest.raises(ValueError, match=r"'gate' has no units .*\(1, 2, 1, 1\), which has no grid .*have: a, relu, b"):
+        find_units(model, (x,), layers=["gate"])
+
+
+def test_a_convolution_that_runs_twice_is_named():
+    model, x = double(lambda m, x: m.b(m.relu(m.b(m.a(x))))), images().double()
+    for layers in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match="'b' has no units to look at: it runs 2 times in one forward pass"):
+            find_units(model, (x,), layers=layers)
+    assert [s.layer.name for s in find_units(model, (x,), layers=["a"])] == ["a"]
+
+
+def test_modules_by_other_names_twice_and_from_elsewhere():
+    model, x = double(normed), images().double()
+    assert [s.layer.name for s in find_units(model, (x,), layers=[model.alias])] == ["a"]
+    with pytest.raises(ValueError, match="got the module 'a' twice"):
+        find_units(model, (x,), layers=["a", model.alias])
+    with pytest.raises(ValueError, match="a Conv2d that is no part of it"):
+        find_units(model, (x,), layers=[nn.Conv2d(3, 3, 3)])
+    with pytest.raises(ValueError, match="no layer 'conv'"):
+        find_units(model, (x,), layers=["conv"])
+    with pytest.raises(ValueError, match="'fc' has no units .*no grid of positions"):
+        find_units(model, (x,), layers=["fc"])
+
+
+def test_a_model_that_reads_nothing_of_its_input_has_no_units():
+    model = double(lambda m, x: torch.ones_like(m.a(x).detach()))
+    assert find_units(model, (images().double(),)) == []
+
+
+def test_other_layers_by_name():
+    """Their own output: of a norm before its activation, in NHWC, as tokens, in a tuple."""
+    model, x = double(normed), images().double()
+    (site,) = find_units(model, (x,), layers=["norm_a"])
+    assert (site.layer.kind, site.layer.channels, site.layer.grid, site.call) == ("layer", 6, (12, 10), None)
+    tensor, gradient = read(model, x, ["norm_a"])["norm_a"]
+    plain = model.norm_a(model.a(x)).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(model.fc(model.b(F.relu(plain)).mean((2, 3)))[:, 1].sum(), plain)
+    assert_close((tensor, gradient), (plain.detach(), expected))
+
+    (site,) = find_units(seeded(ChannelsLast, 2), (images(),), layers=["body"])
+    assert (site.placement.layout, site.layer.grid, site.layer.channels) == ("NHWC", (12, 10), 6)
+    vit = seeded(timm.create_model, "test_vit", img_size=64, num_classes=CLASSES)
+    (site,) = find_units(vit, (torch.rand(1, 3, 64, 64),), layers=["blocks.2"])
+    assert (site.placement.layout, site.placement.prefix_tokens, site.layer.grid) == ("tokens", 1, (4, 4))
+    (site,) = find_units(seeded(signal_net), (torch.rand(1, 2, 16),), layers=["1"])
+    assert site.layer.grid == (16,)
+
+
+class InATuple(nn.Module):
+    def __init__(self, *extra):
+        super().__init__()
+        self.conv, self.extra = nn.Conv2d(3, 6, 3), extra
+
+    def forward(self, x):
+        return (*self.extra, F.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("extra", [(), (None,), (torch.ones(1),)])
+def test_a_layer_that_puts_its_tensor_out_in_a_tuple(extra):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = InATuple(*extra), nn.Linear(6, CLASSES)
+
+        def forward(self, x):
+            return self.fc(self.body(x)[-1].mean((2, 3)))
+
+    model, x = seeded(Model), images()
+    found = read(model, x, ["body", "body.conv"])
+    assert_close(found["body"], found["body.conv"])
+
+
+def test_a_layer_of_several_tensors_has_no_units():
+    class Two(InATuple):
+        def forward(self, x):
+            return self.conv(x), F.relu(self.conv(x))
+
+    model = seeded(lambda: nn.Sequential(Two(), Added()))
+    with pytest.raises(ValueError, match="'0' has no units to look at: it puts out 2 tensors"):
+        find_units(model, (images(),), layers=["0"])
+
+
+class Added(nn.Module):
+    def forward(self, both):
+        return (both[0] + both[1]).mean((2, 3))
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), (48, 40)),
+    "densenet": (lambda: timm.create_model("densenet121", num_classes=7, growth_rate=8, block_config=(2, 2)), (48, 40)),
+    "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=7), (48, 40)),
+    "mobilenet v2": (lambda: torchvision.models.mobilenet_v2(num_classes=7), (48, 40)),
+    "test_efficientnet": (lambda: timm.create_model("test_efficientnet", num_classes=7), (64, 64)),
+    "embedded": (lambda: load_model("embedded"), (64, 64)),
+}
+
+
+@functools.cache
+def network(name):
+    model = seeded(NETWORKS[name][0])
+    generator = torch.Generator().manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(std=0.1, generator=generator)
+            m.running_var.uniform_(0.5, 1.5, generator=generator)
+    for m in model.modules():
+        if hasattr(m, "inplace"):
+            m.inplace = False  # Captum reads the tensors when all is over
+    return model.double(), images(2, dtype=torch.float64, size=NETWORKS[name][1])
+
+
+def modules_that_put_out(model, x, tensors):
+    """For each of the tensors the last module of one kind or other whose output it is."""
+    found, handles = {}, []
+
+    def compare(module, args, out):
+        for name, tensor in tensors.items():
+            if isinstance(out, torch.Tensor) and out.shape == tensor.shape and torch.equal(out, tensor):
+                found[name] = module
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
+    handles = [m.register_forward_hook(compare) for m in model.modules() if isinstance(m, kinds)]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_equal_captum_s_layer_gradient_x_activation(name):
+    model, x = network(name)
+    before = of_everything(model, x)
+    units = read(model, x, memory_format="preserve")
+    same(before, of_everything(model, x))
+    put_out = modules_that_put_out(model, x, {n: t for n, (t, _) in units.items()})
+    assert len(units) > 3 and len(put_out) >= len(units) - 2
+    counts = {m: 0 for m in put_out.values()}
+    handles = [m.register_forward_pre_hook(lambda m, a: counts.update({m: counts[m] + 1})) for m in counts]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    once = {n: m for n, m in put_out.items() if counts[m] == 1}  # Captum reads a module that runs twice at its last run
+    assert len(once) > len(units) / 2
+    for unit, module in list(once.items())[:: max(1, len(once) // 5)]:
+        shares = ca.LayerGradientXActivation(model, module).attribute(x, target=1).detach().flatten(2).sum(2)
+        tensor, gradient = units[unit]
+        assert_close((tensor * gradient).flatten(2).sum(2), shares, rtol=1e-4, atol=1e-4 * float(shares.abs().max()))
+
+
+def test_several_backward_passes_and_classes():
+    model, x = double(residual_in_place), images().double()
+    sites = {s.layer.name: s for s in find_units(model, (x,))}
+    tape, rows = UnitTape(model, sites), []
+    output = tape.forward(x)
+    for target, keep in [(0, True), (1, True), (0, False)]:
+        found = {}
+        tape.backward(output[:, target], lambda n, t, g, found=found: found.setdefault(n, (t.clone(), g.clone())), keep=keep)
+        rows.append(found)
+        assert_close(found, read(model, x, target=target))
+    assert_close(rows[0], rows[2])
+    with pytest.raises(RuntimeError, match="second time"):
+        tape.backward(output[:, 0], lambda *_: None)
+
+
+def test_only_what_the_answer_depends_on_is_read():
+    model, x = seeded(ConvNet), images()
+    tape = UnitTape(model, {s.layer.name: s for s in find_units(model, (x,))})
+    names, kept = [], []
+    handle = model.pool.register_forward_hook(lambda module, args, out: kept.append(out))
+    output = tape.forward(x)
+    handle.remove()
+    tape.backward(kept[0].flatten(1).sum(1), lambda name, t, g: names.append(name), keep=True)
+    assert names == ["conv1"]
+    tape.backward(output[:, 0], lambda name, t, g: names.append(name))
+    assert names == ["conv1", "conv2", "conv1"]
+
+
+def test_without_gradients_nothing_is_kept_and_everything_is_seen():
+    model, x = double(residual_in_place), images().double()
+    sites = {s.layer.name: s for s in find_units(model, (x,), layers=["a", "b", "norm_b"])}
+    seen, tape = {}, UnitTape(model, sites, gradients=False)
+    output = tape.forward(x, seen=lambda name, t: seen.setdefault(name, t.clone()))
+    assert list(seen) == ["a", "b", "norm_b"] and not output.requires_grad
+    assert not tape._tensors and not tape._edges
+    assert_close(seen, {n: t for n, (t, _) in read(model, x, ["a", "b", "norm_b"]).items()})
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_nothing_of_the_caller_s_changes(grad, gradients):
+    model, x = double(residual_in_place, inplace=True).train(), images().double().requires_grad_()
+    before = of_everything(model, x)
+    with grad():
+        sites = {s.layer.name: s for s in find_units(model, (x,))}
+        tape = UnitTape(model, sites, gradients=gradients)
+        output = tape.forward(x)
+        if gradients:
+            with torch.enable_grad():
+                y = output[:, 0]
+            tape.backward(y, lambda *_: None)
+    same(before, of_everything(model, x))
+
+
+@pytest.mark.parametrize("at", ["seen", "read"])
+def test_a_reader_that_raises_leaves_no_hooks(at):
+    model, x = double(residual), images().double()
+    before = of_everything(model, x)
+    tape = UnitTape(model, {s.layer.name: s for s in find_units(model, (x,))})
+
+    def breaks(*_):
+        raise KeyError("broken reader")
+
+    if at == "seen":
+        with pytest.raises(KeyError, match="broken reader"):
+            tape.forward(x, seen=breaks)
+    output = tape.forward(x)
+    if at == "read":
+        with pytest.raises(KeyError, match="broken reader"):
+            tape.backward(output[:, 1], breaks, keep=True)
+    same(before, of_everything(model, x))
+    names = []
+    tape.backward(output[:, 1], lambda name, *_: names.append(name))
+    assert sorted(names) == ["a", "b"]
+
+
+def test_a_model_that_raises():
+    model, x = seeded(Raising), images()
+    before = of_everything(model, x)
+    with pytest.raises(RuntimeError, match="broken model"):
+        find_units(model, (x,))
+    tape = UnitTape(model, {s.layer.name: s for s in find_units(seeded(ConvNet), (x,))})
+    with pytest.raises(RuntimeError, match="broken model"):
+        tape.forward(x)
+    same(before, of_everything(model, x))
+
+
+def test_steps_that_change_from_call_to_call_are_noticed():
+    model, x = seeded(ConvNet), images()
+    sites = {s.layer.name: s for s in find_units(model, (x,))}
+    model.forward = lambda x: model.fc(F.avg_pool2d(model.conv1(x), 2)[:, [0, 1, 2, 3, 0, 1]].mean((2, 3)))
+    with pytest.raises(RuntimeError, match="'conv1' was not met: the model does not run the same steps"):
+        UnitTape(model, sites).forward(x)
+
+
+def test_functional_and_module_activations_are_the_same():
+    x = images()
+    assert_close(read(seeded(FunctionalConvNet), x), read(seeded(ConvNet), x))
+
+
+def test_the_order_of_reading_is_from_output_to_input():
+    model, x = network("resnet18")
+    names = list(read(model, x))
+    order = [s.layer.name for s in find_units(model, (x,))]
+    first = {n: i for i, n in enumerate(names)}
+    blocks = [n for n in order if n.endswith("conv1") and n != "conv1"]
+    assert names[-1] == "conv1" and all(first[a] > first[b] for a, b in pairwise(blocks))
