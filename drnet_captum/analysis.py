@@ -1,4 +1,4 @@
-"""A network analysed: what its units detect, the modules they form, what each adds to an answer, and what that costs."""
+"""A network analysed: what its units detect, the modules they form, what each adds to an answer, what it costs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from drnet_captum.reconstruct.fidelity import Fidelity
 from drnet_captum.reconstruct.reconstruction import Reconstruction
 
 ANSWERS = 3
+LISTED = 8  # features of a layer
 KEPT_SHARE = 0.9  # of the importance, that the modules have which are kept
 
 
@@ -163,15 +164,15 @@ def modules_kept(importances: Sequence[float]) -> int:
 
 
 def layer_line(units: LayerUnits) -> str:
-    """A layer in a line: "features.0 (64 units): vertical edges 7, red 3, … unlabelled 9".
-
-    Families are in the order of their number of labels, and labels within them.
-    """
-    counts = Counter((label.family, label.name) for label in units.labels)
-    families = Counter(label.family for label in units.labels)
-    order = sorted(counts, key=lambda key: (key[1] == "unlabelled", -families[key[0]], key[0], -counts[key], key[1]))
-    detected = ", ".join(f"{name} {counts[family, name]}" for family, name in order)
-    return f"{units.layer.name} ({units.layer.channels} units): {detected}"
+    """A layer in a line: "features.0 (64 units): vertical edges 7, red 3, 6 other features 12, unlabelled 9"."""
+    counts = Counter(label.name for label in units.labels)
+    unlabelled = counts.pop("unlabelled", 0)
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    parts = [f"{name} {counts[name]}" for name in order[:LISTED]]
+    if others := order[LISTED:]:
+        parts.append(f"{len(others)} other features {sum(counts[name] for name in others)}")
+    parts += [f"unlabelled {unlabelled}"] if unlabelled else []
+    return f"{units.layer.name} ({units.layer.channels} units): {', '.join(parts)}"
 
 
 def detected_lines(dissection: Dissection) -> Iterator[str]:

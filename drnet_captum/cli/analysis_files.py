@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from PIL import Image
 from torch import nn
 
 from drnet_captum.analysis import Analysis
-from drnet_captum.analysis_report import report_of, to_bytes
+from drnet_captum.analysis_report import report_of
 from drnet_captum.dissect.labelling import unit_maps
 from drnet_captum.layers.units import find_units
 from drnet_captum.viz import feature_grid, filter_grid, panel, save
@@ -42,8 +41,8 @@ def write_files(analysis: Analysis, model: nn.Module, out: Path, written: list[P
         picture = module_panel(analysis, p, f"{subject.name} · {analysis.card.name}")
         keep(f"{name}-modules.png", lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
     notes = [
-        "Importance is first-order: how much the class's score would fall if the unit were zero. Labels are what rendered "
-        "stimuli excite; they name what a unit responds to, and not why the network needs it."
+        "Importance is first-order: how much the class's score would fall if the unit were zero. A label says which "
+        "rendered stimuli excite a unit, and not what the network needs it for."
     ]
     save(report_of(analysis, model, notes), out / "report.html")
     written.append(out / "report.html")

@@ -1,4 +1,4 @@
-"""``drnet-captum analyze``: a network taken apart into what its channels do, and put together as a few named modules."""
+"""``drnet-captum analyze``: a network taken apart into what its channels do, and put together as named modules."""
 
 from __future__ import annotations
 
@@ -68,25 +68,40 @@ def command(
         card = model_card(net)
         chosen = find_classes(classes or [], card)
         make_folder(out)
-        with progress() as bar:
-            analysis = run(net, card, images or [], data, chosen, modules, batch_size, out, written, bar)
-        say("Detected features:")
-        from drnet_captum.analysis import detected_lines
+        analyze_into(out, written, net, card, images or [], data, chosen, modules, batch_size)
 
-        for line in detected_lines(analysis.dissection):
-            say(f"  {line}")
-        say("Reconstructing interpretable modules…")
-        for line in analysis.reconstruction.describe():
-            say(line)
-        say("Kept, and what it costs:")
-        for line in analysis.kept_lines():
-            say(f"  {line}")
-        from .analysis_files import write_files
 
-        with OUT.status("drawing"):
-            write_files(analysis, net, out, written)
-        say(f"report: {out / 'report.html'}")
-        say("DRNet analysis complete")
+def analyze_into(
+    out: Path,
+    written: list[Path],
+    net: nn.Module,
+    card: ModelCard,
+    images: Sequence[Path] = (),
+    data: Path | None = None,
+    classes: Sequence[int] = (),
+    modules: int | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Analyse a model, say what was found, and write it to a folder that is there."""
+    from drnet_captum.analysis import detected_lines
+
+    from .analysis_files import write_files
+
+    with progress() as bar:
+        analysis = run(net, card, images, data, classes, modules, batch_size, out, written, bar)
+    say("Detected features:")
+    for line in detected_lines(analysis.dissection):
+        say(f"  {line}")
+    say("Reconstructing interpretable modules…")
+    for line in analysis.reconstruction.describe():
+        say(line)
+    say("Kept, and what it costs:")
+    for line in analysis.kept_lines():
+        say(f"  {line}")
+    with OUT.status("drawing"):
+        write_files(analysis, net, out, written)
+    say(f"report: {out / 'report.html'}")
+    say("DRNet analysis complete")
 
 
 def run(
@@ -94,7 +109,7 @@ def run(
     card: ModelCard,
     images: Sequence[Path],
     data: Path | None,
-    classes: list[int],
+    classes: Sequence[int],
     modules: int | None,
     batch_size: int,
     out: Path,
@@ -140,7 +155,8 @@ def run(
     )
     dissection = labelled(dissector.result(), stimuli.labels)
     save_dissection(dissection, out, written)
-    for units in dissection.layers:
+    convolutions = [units for units in dissection.layers if units.layer.kind == "convolution"]
+    for units in convolutions or dissection.layers:
         say(f"Analyzing layer {layer_line(units)}")
     return analyze(net, card, dissection, stimuli, chosen, modules)
 
@@ -150,7 +166,7 @@ def save_dissection(dissection: Dissection, out: Path, written: list[Path]) -> N
     written.append(out / "dissection")
 
 
-def photo_folder(data: Path, card: ModelCard, count: int, classes: list[int]) -> PhotoFolder:
+def photo_folder(data: Path, card: ModelCard, count: int, classes: Sequence[int]) -> PhotoFolder:
     """The folder of data, without the photos of other classes than those asked for."""
     from drnet_captum.dissect.photos import PhotoFolder
 

@@ -1,4 +1,4 @@
-"""``drnet-captum demo``: the embedded model on an embedded photo, by every method; needs no network."""
+"""``drnet-captum demo``: the embedded model on embedded photos, by every method, and taken apart; needs no network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def command(
         "drnet-captum-demo"
     ),
 ) -> None:
-    """Explain why the embedded ImageNet model sees a cat, by every method: one picture, under a minute."""
+    """Explain why the embedded ImageNet model sees a cat, by every method; then take the model apart into its units."""
     written: list[Path] = []
     with user_errors(written):
         start = perf_counter()
         from drnet_captum.data import embedded_photo, load_model, model_card
         from drnet_captum.registry import methods
 
+        from .analyze import analyze_into
         from .explanation import explain_photo
         from .outputs import make_folder
         from .tables import answer_table
@@ -53,3 +54,5 @@ def command(
         say(f"{len(found.maps)} methods × {len(found.classes)} classes in {seconds:.0f} s")
         say(f"picture:  {written[0]}")
         say(f"raw maps: {written[1]}")
+        make_folder(out / "analysis")
+        analyze_into(out / "analysis", written, model, card)

@@ -18,6 +18,7 @@ from drnet_captum.layers.cuts import Flow, flow
 from drnet_captum.layers.fields import Field, fields, fitted
 from drnet_captum.layers.layout import Layout, Placement, placement_of
 from drnet_captum.layers.notes import Notes, Put
+from drnet_captum.layers.statements import is_headless
 from drnet_captum.layers.trace import trace
 
 Kind = Literal["convolution", "layer"]
@@ -120,9 +121,12 @@ def _look(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any])
     if recorded.output.grad_fn is None:
         return {}
     graph = flow(recorded.output.grad_fn, recorded.sources)
+    classes = recorded.output.shape[1] if recorded.output.dim() > 1 else 1
+    classifier = None if is_headless(model) else graph.classifier(classes)
     convolutions: dict[str, list[Put]] = {}
     for put in notes.calls.values():
-        if put.function in CONVOLUTIONS and put.module and put.node in graph.rank:
+        is_unit_layer = put.function in CONVOLUTIONS and put.node is not classifier  # whose channels are the classes
+        if is_unit_layer and put.module and put.node in graph.rank:
             convolutions.setdefault(put.module, []).append(put)
     found: list[tuple[int, str, Kind, Put]] = []
     missing: dict[str, Missing] = {}

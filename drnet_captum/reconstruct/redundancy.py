@@ -49,7 +49,9 @@ def representatives(units: LayerUnits, members: Sequence[int], redundant_at: flo
 
     The most important unit that nobody represents yet takes every such unit with
     :math:`|r| \ge` ``redundant_at`` under it, and so on. So each redundant unit is close to its representative itself,
-    not by way of others. r is the correlation of spatially averaged activations over the images dissected.
+    not by way of others. r is the correlation of spatially averaged activations over the images dissected: of how much
+    units fire, not of where. Low in a network, edges of all orientations come and go together, and a unit is far from
+    its representative position by position; :meth:`Reconstruction.fidelity` measures what that costs.
 
     Args:
         units: the layer, with ``similarity`` of enough images: `unknown` says why there is none.
