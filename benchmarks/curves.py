@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-STEPS = 50
+STEPS = 40
 BATCH = 25
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # the paper's
 

@@ -2,208 +2,53 @@
 
     python -m benchmarks.grounding --photos DIR [--mosaics 120] [--seed 0]
 
-Photos: the files ``*_LABEL.jpg`` or ``.png`` of a folder (LABEL: the class's index of ImageNet-1k) and the embedded ones;
-those that the embedded model names right at a probability of at least .15 are used. They are parted into two folds by
-chance, and mosaics are made of the photos of one fold. What is scored is the share of a map's positive values in the
-cell of the class that is explained (chance: .25).
+Photos: the files ``*_LABEL.jpg`` or ``.png`` of a folder (LABEL: the class's index of ImageNet-1k) and the embedded
+ones; those that the embedded model names right at a probability of at least .15 are used. They are parted into two
+folds by chance, and mosaics are made of the photos of one fold. What is scored is the share of a map's positive values
+in the cell of the class that is explained (chance: .25).
 
 Every rule (weights α, score y, shares λ of the layers) is measured on all mosaics. "chosen on the other fold" is, for
-the mosaics of one fold, the best rule on the mosaics of the other. Its score is the one without hindsight; those of
-single rules are not, where a rule is picked for its score. Intervals are paired bootstraps over mosaics, and over photos,
-which are far fewer.
+the mosaics of one fold, the best rule on the mosaics of the other: the score without hindsight. Those of single rules
+are not, where a rule is picked for its score. Intervals are paired bootstraps over mosaics, and over photos, which are
+far fewer.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import captum.attr as captum_attr
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import drnet_captum as dc
-from benchmarks.curves import curve_areas
-from benchmarks.mosaics import (
-    Interval,
-    Mosaic,
-    Photo,
-    bootstrap,
-    by_name,
-    cell_shares,
-    first_crops,
-    known_photos,
-    make_mosaics,
-    two_folds,
+from benchmarks.games import (
+    CHOSEN,
+    DEFAULT,
+    GRAD_CAM,
+    GRAD_CAM_LOG_PROB,
+    INTEGRATED_STEPS,
+    Shares,
+    best,
+    block_layers,
+    curves,
+    default_layers,
+    play,
+    play_integrated,
+    play_random,
 )
+from benchmarks.mosaics import Mosaic, Photo, bootstrap, by_name, first_crops, known_photos, make_mosaics, two_folds
 from benchmarks.pairs import environment, write
-from drnet_captum.attr.base import Score, scores
-from drnet_captum.attr.drnet import DRNet, Weights
-from drnet_captum.attr.layer_part import LayerPart
-from drnet_captum.engine.tape import Tape
-from drnet_captum.layers.interpolation import spread
 
-SCORES: tuple[Score, ...] = ("logit", "log_prob")
-GRAD_CAM, GRAD_CAM_LOG_PROB = "Grad-CAM (Captum)", "Grad-CAM, log_prob"
-DEFAULT, CHOSEN = "DRNet as it comes", "DRNet chosen on the other fold"
-MOST_ON_LAST = 0.5
-INTEGRATED_STEPS = 8
-CROPS = 3  # of a photo, for insertion and deletion
-Rule = tuple[Weights, Score, str]
-Shares = dict[Any, Tensor]  # of a rule: (mosaics, 4), what lies in the right cell
+INTEGRATED_MOSAICS = 2  # of a fold: one takes as long as a dozen with gradients
+RANDOM_MOSAICS = 10  # of a fold, for the model with random weights
 
 
-def capped(sizes: Sequence[float]) -> list[float]:
-    """Shares in the proportions of ``sizes``, the last at most one half.
-
-    Example:
-        >>> capped([1, 1, 6])
-        [0.25, 0.25, 0.5]
-    """
-    if len(sizes) == 1:
-        return [1.0]
-    before, last = sum(sizes[:-1]), sizes[-1] / sum(sizes)
-    last = min(last, MOST_ON_LAST)
-    return [*((1 - last) * size / before for size in sizes[:-1]), last]
-
-
-def geometric(ratio: float) -> Callable[[int], list[float]]:
-    """Every layer has ``ratio`` times the share of the next one."""
-    return lambda n: capped([ratio ** (n - i) for i in range(1, n + 1)])
-
-
-#: λ of n layers, input to output; at most one half on the last.
-FAMILIES: dict[str, Callable[[int], list[float]]] = {
-    "uniform": geometric(1.0),
-    "geometric 1.5": geometric(1.5),
-    "geometric .75": geometric(0.75),
-    "geometric .5": geometric(0.5),
-    "linear": lambda n: capped(list(range(1, n + 1))),
-    "half on the last": lambda n: capped([1.0] * (n - 1) + [n]),
-    "last two": lambda n: capped([float(i > n - 2) for i in range(1, n + 1)]) if n > 1 else [1.0],
-    "first and last": lambda n: capped([float(i in (1, n)) for i in range(1, n + 1)]),
-}
-CANDIDATES: list[Rule] = [(w, s, f) for w in ("gradient", "local") for s in SCORES for f in FAMILIES]
-
-
-def mixtures(layers: Sequence[str], default: Sequence[str]) -> dict[str, list[float]]:
-    """Shares over all ``layers`` of every family over the ``default`` ones, of all uniformly, and of each alone."""
-    found = {
-        name: [dict(zip(default, family(len(default)), strict=True)).get(layer, 0.0) for layer in layers]
-        for name, family in FAMILIES.items()
-    }
-    found["uniform over all cut layers"] = [1 / len(layers)] * len(layers)
-    return found | {f"{layer} alone": [float(layer == other) for other in layers] for layer in layers}
-
-
-def layer_maps(
-    model: nn.Module, x: Tensor, labels: Sequence[int], layers: Sequence[str]
-) -> dict[tuple[Weights, Score], list[Tensor]]:
-    """R_i of every layer, (labels, 1, h, w), by gradient and local weights of both scores, from one forward pass."""
-    rows: dict[tuple[Weights, Score], list[list[Tensor]]] = {}
-    with Tape(model, layers, wrt_input=False) as tape:
-        output = tape.forward(x[None])
-        for score in SCORES:
-            for label in labels:
-                gradients = tape.gradients([scores(output, label, score)], layers)
-                local = [gradients[layer][0][0] for layer in layers]
-                kinds: dict[Weights, list[Tensor]] = {
-                    "gradient": [g.mean((2, 3), keepdim=True) for g in local],
-                    "local": local,
-                }
-                for kind, alphas in kinds.items():
-                    pairs = zip(layers, alphas, strict=True)
-                    maps = [LayerPart(name, tape.activation(name)[0], a, 1.0).map for name, a in pairs]
-                    rows.setdefault((kind, score), []).append(maps)
-    return {key: [torch.cat(maps) for maps in zip(*found, strict=True)] for key, found in rows.items()}
-
-
-def right_cells(maps: Tensor) -> Tensor:
-    """(…, 4, H, W), a map for each cell's class -> (…, 4), its share in its own cell."""
-    found = cell_shares(maps.reshape(-1, 1, *maps.shape[-2:])).unflatten(0, maps.shape[:-2])
-    return found.diagonal(dim1=-2, dim2=-1)
-
-
-def mixed(maps: Sequence[Tensor], shares: Sequence[Sequence[float]], size: Sequence[int]) -> Tensor:
-    """Σ λ_i·R_i at a size, for every row of shares: (rows, 4, H, W)."""
-    big = torch.stack([spread(m, size)[:, 0] for m in maps])
-    return torch.einsum("rl,lkhw->rkhw", torch.tensor(shares), big)
-
-
-def grad_cam(model: nn.Module, x: Tensor, labels: Sequence[int], score: Score = "logit", relu: bool = True) -> Tensor:
-    """(labels, H, W), bilinearly enlarged: by Captum's class, or for log-probabilities by ours."""
-    layer = dc.find_target_layer(model).module
-    inputs, target = x.expand(len(labels), -1, -1, -1), torch.tensor(labels)
-    if score == "logit":
-        maps = captum_attr.LayerGradCam(model, layer).attribute(inputs, target, relu_attributions=relu)
-    else:
-        maps = dc.GradCAM(model, layer).attribute(inputs, target, relu_attributions=relu, score=score)
-    return captum_attr.LayerAttribution.interpolate(maps.detach(), tuple(x.shape[1:]), "bilinear")[:, 0]
-
-
-def drnet(model: nn.Module, x: Tensor, labels: Sequence[int], **options: Any) -> Tensor:
-    """(labels, H, W), by the class itself."""
-    inputs = x.expand(len(labels), -1, -1, -1)
-    found: Tensor = DRNet(model).attribute(inputs, torch.tensor(labels), **options)[:, 0]
-    return found
-
-
-def default_layers(model: nn.Module, x: Tensor) -> list[str]:
-    """The layers that DRNet takes when it is given none."""
-    return [part.name for part in DRNet(model).attribute_layers(x[None], 0)]
-
-
-def block_layers(model: nn.Module, default: Sequence[str]) -> list[str]:
-    """The cut layers that are no parts of blocks, up to the last default one."""
-    names = [layer.name for layer in dc.find_cut_layers(model)]
-    return [n for n in names[: names.index(default[-1]) + 1] if n.count(".") <= 1]
-
-
-def play(model: nn.Module, mosaics: Sequence[Mosaic], layers: Sequence[str], default: Sequence[str]) -> Shares:
-    """Every rule on every mosaic."""
-    rules = mixtures(layers, default)
-    rows: dict[Any, list[Tensor]] = {}
-    for mosaic in mosaics:
-        x, labels = mosaic.x, mosaic.labels
-        rows.setdefault(GRAD_CAM, []).append(right_cells(grad_cam(model, x, labels)))
-        rows.setdefault(GRAD_CAM_LOG_PROB, []).append(right_cells(grad_cam(model, x, labels, "log_prob")))
-        rows.setdefault(DEFAULT, []).append(right_cells(drnet(model, x, labels)))
-        for (weights, score), maps in layer_maps(model, x, labels, layers).items():
-            found = right_cells(mixed(maps, list(rules.values()), x.shape[1:]))
-            for name, share in zip(rules, found, strict=True):
-                rows.setdefault((weights, score, name), []).append(share)
-    return {rule: torch.stack(found) for rule, found in rows.items()}
-
-
-def play_integrated(model: nn.Module, mosaics: Sequence[Mosaic], default: Sequence[str]) -> Shares:
-    """Integrated weights on every mosaic, by the class itself."""
-    rules = mixtures(default, default)
-    rows: dict[Any, list[Tensor]] = {}
-    for mosaic in mosaics:
-        inputs = mosaic.x.expand(4, -1, -1, -1)
-        for score in SCORES:
-            parts = DRNet(model).attribute_layers(
-                inputs, mosaic.labels, weights="integrated", n_steps=INTEGRATED_STEPS, score=score
-            )
-            found = right_cells(mixed([p.map for p in parts], list(rules.values()), inputs.shape[2:]))
-            for name, share in zip(rules, found, strict=True):
-                rows.setdefault(("integrated", score, name), []).append(share)
-    return {rule: torch.stack(found) for rule, found in rows.items()}
-
-
-def best(shares: Shares, mosaics: slice) -> Rule:
-    """The candidate of the highest mean share in some of the mosaics; of equals, the first."""
-    return max(CANDIDATES, key=lambda rule: float(shares[rule][mosaics].mean()))
-
-
-def row(
-    measure: str, rule: str, values: Tensor, against: Tensor, names: Sequence[str], seed: int, **more: Any
-) -> dict[str, Any]:
+def row(measure: str, rule: str, values: Tensor, against: Tensor, names: Sequence[str], seed: int) -> dict[str, Any]:
     """One line of the results: the mean, and how far it lies from what it is compared with.
 
     Args:
@@ -217,27 +62,119 @@ def row(
         "rule": rule,
         "mean": float(values.mean()),
         "items": len(values),
+        "interval": asdict(bootstrap(values.double().mean(1).tolist(), seed)),
         "difference": asdict(bootstrap(difference.mean(1).tolist(), seed)),
         "difference_over_photos": asdict(over_photos),
         "above": float((difference > 0).double().mean()),
-        **more,
     }
 
 
-def curves(model: nn.Module, crops: Sequence[Photo], chosen: Callable[[Photo], dict[str, Any]]) -> dict[str, Shares]:
-    """Areas by measure and rule, (crops, 1). Maps rank with their signs: cut off at zero they would not rank the rest."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for crop in crops:
-        x, labels = crop.x, [crop.label]
-        maps = {
-            GRAD_CAM: grad_cam(model, x, labels, relu=False),
-            GRAD_CAM_LOG_PROB: grad_cam(model, x, labels, "log_prob", relu=False),
-            DEFAULT: drnet(model, x, labels),
-            CHOSEN: drnet(model, x, labels, **chosen(crop)),
-        }
-        for rule, importance in maps.items():
-            same = rule == CHOSEN and torch.equal(importance, maps[DEFAULT])
-            areas = curve_areas(model, x, importance[0], crop.label) if not same else {}
-            for measure, value in areas.items():
-                found.setdefault(measure, {}).setdefault(rule, []).append(value)
-    return found  # type: ignore[return-value]
+def rule_name(rule: Any) -> str:
+    """A rule in words."""
+    return rule if isinstance(rule, str) else "{}, {}, {}".format(*rule)
+
+
+def rows_of(measure: str, found: Shares, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """A row for each rule, all against the first."""
+    against = next(iter(found.values()))
+    return [row(measure, rule_name(rule), values, against, names, seed) for rule, values in found.items()]
+
+
+def names_of(mosaics: Sequence[Mosaic]) -> list[str]:
+    """The photo of every cell."""
+    return [cell.name for mosaic in mosaics for cell in mosaic.cells]
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """A table of one measure."""
+    print(f"\n{rows[0]['measure']}, {rows[0]['items']} items; the difference is from {rows[0]['rule']}")
+    for found in rows:
+        d, p = found["difference"], found["difference_over_photos"]
+        print(
+            f"  {found['rule']:62} {found['mean']:.3f}   {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+            f"   over photos [{p['low']:+.3f}, {p['high']:+.3f}]",
+            flush=True,
+        )
+
+
+def measure(model: nn.Module, folds: Sequence[Sequence[Photo]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of the results."""
+    generator = torch.Generator().manual_seed(args.seed)
+    count = args.mosaics // 2
+    halves = [make_mosaics(model, fold, count, generator) for fold in folds]
+    mosaics = [mosaic for half in halves for mosaic in half]
+    default = default_layers(model, mosaics[0].x)
+    share = "share of the positive map in the right cell"
+
+    found = play(model, mosaics, block_layers(model, default), default)
+    first, second = slice(0, count), slice(count, 2 * count)
+    chosen = [best(found, second), best(found, first)]
+    found = {CHOSEN: torch.cat([found[chosen[0]][first], found[chosen[1]][second]])} | found
+    reference = [GRAD_CAM, GRAD_CAM_LOG_PROB, DEFAULT, CHOSEN]
+    found = {rule: found[rule] for rule in (*reference, *(r for r in found if r not in reference))}
+    rows = rows_of(share, found, names_of(mosaics), args.seed)
+    for line in rows:
+        if line["rule"] == CHOSEN:
+            line["chosen"] = [rule_name(rule) for rule in chosen]
+    print("chosen:", *(f"on fold {2 - i}: {rule_name(rule)};" for i, rule in enumerate(chosen)))
+    report(rows)
+
+    alone = [("gradient", "log_prob", f"{layer} alone") for layer in default]
+    some = {
+        alone[-1]: found[alone[-1]],
+        "mean of the layers' own shares": torch.stack([found[rule] for rule in alone]).mean(0),
+        **{rule: found[rule] for rule in reference},
+    }
+    rows.extend(rows_of(f"{share}, against the last layer with the same weights", some, names_of(mosaics), args.seed))
+    report(rows[-len(some) :])
+
+    few = [mosaic for half in halves for mosaic in half[:INTEGRATED_MOSAICS]]
+    places = [i for i, mosaic in enumerate(mosaics) if any(mosaic is other for other in few)]
+    some = {rule: found[rule][places] for rule in reference} | play_integrated(model, few, default)
+    rows.extend(rows_of(f"{share}, integrated weights of {INTEGRATED_STEPS} steps", some, names_of(few), args.seed))
+    report(rows[-len(some) :])
+
+    few = [mosaic for half in halves for mosaic in half[:RANDOM_MOSAICS]]
+    some = play_random(few, args.seed)
+    rows.extend(rows_of(f"{share}, random weights of the model", some, names_of(few), args.seed))
+    report(rows[-len(some) :])
+
+    crops = first_crops(mosaics, args.crops)
+    for name, areas in curves(model, crops).items():
+        rows.extend(rows_of(f"area of {name}", areas, [crop.name for crop in crops], args.seed))
+        report(rows[-len(areas) :])
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--mosaics", type=int, default=120)
+    parser.add_argument("--crops", type=int, default=2, help="of a photo, for insertion and deletion")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="grounding", help="of the results file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter(), time.process_time()
+    model = dc.load_model("embedded")
+    photos, others = known_photos(model, args.photos)
+    folds = two_folds(photos, torch.Generator().manual_seed(args.seed))
+    where = environment("cpu", "float32", args.seed) | {
+        "model": dc.model_card(model).name,
+        "mosaics": args.mosaics,
+        "photos": [
+            {"name": p.name, "label": p.label, "probability": round(p.probability, 4), "fold": i + 1}
+            for i, fold in enumerate(folds)
+            for p in fold
+        ],
+        "left_out": others,
+    }
+    rows = measure(model, folds, args)
+    where["seconds"] = round(time.perf_counter() - start[0])
+    where["processor_seconds"] = round(time.process_time() - start[1])
+    print(write(args.name, where, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ def values(*shape, seed=0):
 
 
 def interpolated(short, long):
-    """Slowly: pixel p lies at (p + ½)·short/long − ½ between two positions; a position's shares are made to sum to 1."""
+    """Slowly: pixel p lies at (p + ½)·short/long − ½ between two positions; a position's shares sum to 1."""
     matrix = torch.zeros(long, short, dtype=torch.float64)
     for p in range(long):
         at = min(max((p + 0.5) * short / long - 0.5, 0.0), short - 1.0)

@@ -20,7 +20,7 @@ def plane(half: int) -> tuple[Tensor, Tensor]:
     return x, -x.T  # y upwards
 
 
-X, Y = plane(9)
+X, Y = plane(6)
 
 
 def bell(sigma: float) -> Tensor:
@@ -78,17 +78,18 @@ def banks() -> tuple[StimulusBank, StimulusBank]:
 
 
 def responses(filters: list[Tensor], bank: StimulusBank, bias: float = 0.0) -> Tensor:
-    """Of a convolution and ReLU."""
-    size = filters[0].shape[-1]
-    net = nn.Sequential(nn.Conv2d(3, len(filters), size, padding=size // 2), nn.ReLU())
+    """Of a convolution and ReLU; filters of one channel see the luminance."""
+    channels, _, size = filters[0].shape
+    net = nn.Sequential(nn.Conv2d(channels, len(filters), size, padding=size // 2), nn.ReLU())
+    seen = bank.images if channels == 3 else (bank.images * LUMA[:, None, None]).sum(1, keepdim=True)
     with torch.no_grad():
         net[0].weight.copy_(torch.stack(filters))
         net[0].bias.fill_(bias)
-        return torch.cat([pooled(net(images)) for images in bank.images.split(64)])
+        return torch.cat([pooled(net(images)) for images in seen.split(64)])
 
 
 def test_units_of_known_filters(banks: tuple[StimulusBank, StimulusBank]) -> None:
-    found = [torch.cat([responses([*KNOWN.values()], b), responses([grey(disc())], b)], 1) for b in banks]
+    found = [torch.cat([responses([*KNOWN.values()], b), responses([disc()[None]], b)], 1) for b in banks]
     labels = label_units(found[0], banks[0])
     assert [label.name for label in labels] == [*KNOWN, "discs"]
     assert [label.name for label in label_units(found[1], banks[1])] == [*KNOWN, "discs"]
@@ -101,9 +102,9 @@ def test_units_of_known_filters(banks: tuple[StimulusBank, StimulusBank]) -> Non
 def test_dead_constant_and_indifferent_units(banks: tuple[StimulusBank, StimulusBank]) -> None:
     bank = banks[0]
     for bias in (-1.0, 0.0, 2.0):
-        assert label_units(responses([torch.zeros(3, 1, 1)], bank, bias), bank) == [UNLABELLED]
+        assert label_units(responses([torch.zeros(1, 1, 1)], bank, bias), bank) == [UNLABELLED]
     # Red by a hair over a large constant, and one that takes all but black.
-    nearly_constant = bank.images[:, :1, 0, 0] + 100
+    nearly_constant = responses([KNOWN["red"]], bank) + 100
     but_black = torch.tensor([[float(name != "black")] for name in bank.names])
     assert label_units(torch.cat([nearly_constant, but_black], 1), bank) == [UNLABELLED] * 2
 
@@ -148,6 +149,13 @@ def test_the_simplest_concept_that_excites_nearly_as_strongly() -> None:
     assert label_of(0, 0.3, 0.8, 1, 0.2).name == "stripes"
     # Of the way from the weakest: 0.8 is nearly 1 above 0, not above 0.5.
     assert label_of(0.5, 0.8, 0.5, 1, 0.5).name == "dots"
+
+
+def test_edges_between_colours_are_not_simpler_than_textures() -> None:
+    bank = small_bank({"red-green edges": "edges", "vertical edges": "edges", "dots": "textures", "discs": "shapes"})
+    means = torch.tensor([[0.8, 0.1, 1.0, 0.0], [1.0, 0.1, 0.8, 0.0], [1.0, 0.8, 0.1, 0.0]]).T
+    labels = label_units(means.repeat_interleave(4, 0), bank)
+    assert [label.name for label in labels] == ["dots", "red-green edges", "vertical edges"]
 
 
 def test_the_score_is_gain_less_loss() -> None:

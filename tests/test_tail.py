@@ -8,8 +8,22 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import CLASSES, ChannelsLast, ConvNet, FunctionalConvNet, NormedConvNet, TwoInputs, images, seeded
-from models import conv_relu_pool, flatten_linear, max_pool_linear, pool_linear, signal_net, volume_net
+from models import (
+    CLASSES,
+    ChannelsLast,
+    ConvNet,
+    FunctionalConvNet,
+    NormedConvNet,
+    TwoInputs,
+    conv_relu_pool,
+    flatten_linear,
+    images,
+    max_pool_linear,
+    pool_linear,
+    seeded,
+    signal_net,
+    volume_net,
+)
 from snapshot import of_everything, same
 from torch import nn
 from torch.nn import functional as F

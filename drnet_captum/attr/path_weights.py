@@ -65,9 +65,9 @@ def path_weights(
             t = torch.tensor(places[first : first + at_once], dtype=activation.dtype, device=activation.device)
             size = torch.tensor(sizes[first : first + at_once], dtype=activation.dtype, device=activation.device)
             ones = [1] * activation.dim()
-            points = (baseline[part] + t.view(-1, *ones) * line).flatten(0, 1)  # (steps · examples, C, …)
             with differentiable():
-                points = points.requires_grad_()
+                points = (baseline[part] + t.view(-1, *ones) * line).flatten(0, 1)  # (steps · examples, C, …)
+                points = points.detach().requires_grad_()
                 y = scores(tail(points), target_rows(target, part, count, len(t)), score)
                 (gradient,) = torch.autograd.grad(y.sum(), points)
             found[part] += (size.view(-1, *ones) * gradient.unflatten(0, (len(t), examples))).sum(0)

@@ -17,6 +17,7 @@ from drnet_captum.dissect.exemplars import Exemplars, Pixels, content_key, keep_
 from drnet_captum.dissect.fingerprint import fingerprint
 from drnet_captum.dissect.importance import ClassImportance
 from drnet_captum.dissect.moments import ChannelMoments
+from drnet_captum.engine.inputs import as_tuple
 from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
@@ -77,6 +78,7 @@ class Dissector:
         if not self.sites:
             if images.dim() != 4:
                 raise ValueError(f"expected a batch of images, (N, C, H, W), got {tuple(images.shape)}")
+            as_tuple(images)  # what is found on no image, or on NaN, would be remembered
             found = find_units(self.model, (images,), (), self.layers or default_layers(self.model, images))
             self._size = tuple(images.shape[1:])
             self.sites = sorted(found, key=lambda site: site.order)
