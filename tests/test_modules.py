@@ -97,6 +97,7 @@ def test_names_hold_for_most_of_all_members() -> None:
     assert [(name, share) for name, (share, _) in named([one_concept], 1).items()] == [("Colour detection: red", 0.75)]
     two_families = layer_of("conv1", [CURVES, DISCS, DISCS, CURVES, UNLABELLED])
     assert [(n, share) for n, (share, _) in named([two_families], 1).items()] == [("Curve and shape detection", 0.8)]
+    assert list(named([layer_of("conv1", [CURVES] * 3)], 1)) == ["Curve detection"]
     strange = layer_of("conv1", [UnitLabel("wheel", "part", 0.2)] * 2)
     assert list(named([strange], 1)) == ["Part detection: wheel"]
 

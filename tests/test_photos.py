@@ -62,9 +62,7 @@ def test_imagenet_by_wordnet_number_and_name() -> None:
 
 
 def test_the_first_of_two_classes_of_one_name() -> None:
-    first = IMAGENET_1K.index("crane")
-    assert "crane" in IMAGENET_1K[first + 1 :]
-    assert classes_of(["crane"], IMAGENET_1K, 1000, Path("photos")) == {"crane": first}
+    assert classes_of(["Crane"], ("owl", "crane", "car", "crane"), 4, Path("photos")) == {"Crane": 1}
 
 
 def test_as_many_unknown_subfolders_as_classes_are_the_classes_in_order(tmp_path: Path) -> None:
@@ -182,7 +180,7 @@ def test_a_card_without_names(training: bool, tmp_path: Path) -> None:
     assert (found.counts, found.class_label(4)) == ({4: 2}, "class 4")
     same(before, of_everything(model))
     photo(tmp_path / "5" / "a.png")
-    with pytest.raises(ValueError, match="subfolders 5 of .* 5 classes"):
+    with pytest.raises(ValueError, match=r"subfolders 5 of .* 5 classes"):
         DRNet(model).dissect(tmp_path, card=card(None))
 
 
@@ -203,10 +201,10 @@ def test_what_a_loader_may_give() -> None:
 
 @pytest.mark.parametrize("batch", [{"image": 1}, "photo.png", None, (), ((1, 2), torch.tensor([0]))])
 def test_what_a_loader_may_not_give(batch: object) -> None:
-    with pytest.raises(TypeError, match="expected batches of .images, labels. tensors"):
+    with pytest.raises(TypeError, match=r"expected batches of .images, labels. tensors"):
         check_batch(batch)
 
 
 def test_labels_that_are_no_numbers() -> None:
-    with pytest.raises((TypeError, ValueError), match="labels"):
+    with pytest.raises(TypeError, match=r"labels that are integers, got .'cat', 'dog'"):
         check_batch((torch.rand(2, 3, 4, 4), ["cat", "dog"]))

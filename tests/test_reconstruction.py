@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from drnet_captum.attr.drnet import DRNet
 from drnet_captum.dissect.dissection import Dissection, LayerUnits
 from drnet_captum.dissect.dissector import Dissector
+from drnet_captum.layers.layout import Placement
+from drnet_captum.reconstruct.fidelity import by_representatives, replaced
 from drnet_captum.reconstruct.modules import Member, Module
 from drnet_captum.reconstruct.reconstruction import Reconstruction, reconstruct
 from drnet_captum.reconstruct.redundancy import Representative, Substitute
@@ -140,7 +142,9 @@ def test_an_exact_duplicate_changes_nothing() -> None:
     reconstruction = reconstruct(DRNet(model, layers=LAYERS), dissection_of(model), 1, redundant_at=0.99999)
     assert [len(r.stands_for) for r in reconstruction.modules[0].representatives if r.layer == "relu1"] == [1, 1]
     assert reconstruction.modules[0].note == ""
-    found = reconstruction.fidelity(images(5), target=2)["relu1"]
+    fidelity = reconstruction.fidelity(images(5), target=2)
+    assert [layer.replaced for layer in fidelity.layers] == [2, 0]
+    found = fidelity["relu1"]
     assert (found.replaced, found.units, found.agreement) == (2, 4, 1.0)
     assert abs(found.worst_probability_change) < 1e-6
     assert found.logit_change < 1e-5
@@ -204,6 +208,14 @@ def test_fidelity_is_what_a_hook_gives(make: Any, layer: str, size: tuple[int, i
     moved = (other - y)[rows, target].abs().sum() / y[rows, target].abs().sum()
     assert found.logit_change == pytest.approx(float(moved), abs=1e-5)
     assert found.logit_change > 1e-4  # or the test would show nothing
+
+
+def test_replacing_leaves_the_layers_output_alone() -> None:
+    out = torch.ones(1, 5, 2, 2)
+    standing = Representative("x", 2, (Substitute(4, 0.5, -0.25, 0.99),))
+    changed = replaced(out, Placement("NCHW", (2, 2), 5), by_representatives([standing]))
+    assert out.eq(1).all()
+    assert changed.unique().tolist() == [0.25, 1.0]
 
 
 def test_keeping_the_most_important_modules() -> None:

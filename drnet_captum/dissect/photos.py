@@ -51,7 +51,7 @@ class PhotoFolder(Dataset[tuple[Tensor, int]]):
 
     def batches(self, batch_size: int) -> DataLoader[tuple[Tensor, int]]:
         """A DataLoader of them, in order."""
-        return DataLoader(self, batch_size=batch_size)
+        return DataLoader(self, batch_size=batch_size, generator=torch.Generator())  # the caller's is not drawn from
 
 
 def classes_of(names: Sequence[str], categories: Sequence[str] | None, count: int, root: Path) -> dict[str, int]:
@@ -80,13 +80,16 @@ def plain(name: str) -> str:
 
 def check_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
     """(images, labels) of what a loader gave; labels None where it gave images alone, or −1 for all."""
-    images, labels = batch if isinstance(batch, (tuple, list)) and len(batch) >= 2 else (batch, None)
+    images, labels = batch[:2] if isinstance(batch, (tuple, list)) and len(batch) >= 2 else (batch, None)
     if isinstance(images, (tuple, list)) and len(images) == 1:
         (images,) = images
     if not isinstance(images, Tensor):
         raise TypeError(f"expected batches of (images, labels) tensors, got {type(images).__name__}")
     if labels is not None and not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected labels that are integers, got {labels!r:.80}") from error
     if labels is not None and not labels.is_floating_point() and bool((labels == -1).all()):
         labels = None
     return images, labels

@@ -19,6 +19,7 @@ from drnet_captum.dissect.labelling import Labels, Step, label_with_masks, label
 from drnet_captum.dissect.photos import PhotoFolder, check_batch
 from drnet_captum.dissect.similarity import TextConcepts
 from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.state import kept
 from drnet_captum.layers.discovery import example_inputs
 
 Source = Literal["label", "predicted"]
@@ -150,7 +151,7 @@ def class_count(model: nn.Module, card: ModelCard) -> int:
     """How many classes a model scores."""
     if card.categories is not None:
         return len(card.categories)
-    with torch.no_grad():
+    with torch.no_grad(), kept(model, ()):
         return int(model(example_inputs(model, card.input_size)[0]).shape[1])
 
 
