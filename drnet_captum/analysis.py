@@ -73,9 +73,8 @@ class Analysis:
         all_units = sum(len(m.members) for m in modules)
         standing = sum(len(m.representatives) for m in modules)
         merged, alone = self.fidelity
-        lines = [f"{standing} of {all_units} units stand for all: {cost(merged)}"]
-        if notes := sorted({m.note for m in modules if m.note}):
-            lines.append(notes[0])
+        notes = sorted({m.note for m in modules if m.note})
+        lines = notes[:1] or [f"{standing} of {all_units} units stand for all: {cost(merged)}"]
         lines.append(f"{self.kept} of {len(modules)} modules, with {KEPT_SHARE:.0%} of the importance: {cost(alone)}")
         return lines
 

@@ -179,9 +179,7 @@ def test_unreadable_images_are_named_and_the_others_go_on(tmp_path: Path, capsys
 
 
 def test_classes_by_name_and_number() -> None:
-    card = ModelCard(
-        "m", (3, 8, 8), (0.5,) * 3, (0.5,) * 3, lambda p: torch.zeros(3, 8, 8), ("cat", "sea lion", "cat")
-    )
+    card = ModelCard("m", (3, 8, 8), (0.5,) * 3, (0.5,) * 3, lambda p: torch.zeros(3, 8, 8), ("cat", "sea lion", "cat"))
     assert find_classes(["Sea lion, 0", "cat"], card) == [1, 0]
     unnamed = ModelCard("m", (3, 8, 8), (0.5,) * 3, (0.5,) * 3, lambda p: torch.zeros(3, 8, 8))
     assert find_classes(["12"], unnamed) == [12]

@@ -160,7 +160,7 @@ def test_the_map_is_complete(score, baselines, layer_weights):
         [0, 1, 2],
         baselines,
         weights="integrated",
-        n_steps=400,
+        n_steps=300,
         layer_weights=layer_weights,
         score=score,
         return_convergence_delta=True,

@@ -37,11 +37,14 @@ def layer_of(
     kind: str = "layer",
     channels: int | None = None,
 ) -> LayerUnits:
-    """A layer with labels, the mean importance for classes 0, 1, …, (K, C), and pooled activations (N, C)."""
+    """A layer with labels, the mean importance for classes 0, 1, …, (K, C), and activations of N images, (N, C)."""
     count = channels or len(labels) or (len(signed[0]) if signed else pooled.shape[1])  # type: ignore[union-attr]
     importance, moments = ClassImportance(count), ChannelMoments(count)
+    if pooled is not None and not signed:
+        signed = [[0.0] * count]
     if signed:
-        importance.update(torch.tensor(signed), torch.arange(len(signed)))
+        times = 1 if pooled is None else max(1, len(pooled) // len(signed))
+        importance.update(torch.tensor(signed).repeat(times, 1), torch.arange(len(signed)).repeat(times))
     if pooled is not None:
         moments.update(pooled)
     layer = UnitLayer(name, kind, count, (4, 4), Field((3, 3), (1.0, 1.0), (0.0, 0.0)))  # type: ignore[arg-type]
@@ -249,18 +252,18 @@ def test_constant_units_and_a_threshold_of_one() -> None:
 
 def test_too_few_images_tell_nothing() -> None:
     few = layer_of("conv1", pooled=torch.stack([wave(19)] * 2, 1))
-    assert unknown(few) == "conv1 was dissected on 19 images, and correlations of 0.9 need 20"
-    with pytest.raises(ValueError, match="not known: conv1 was dissected on 19 images"):
+    assert unknown(few) == "19 images were dissected, and it takes 20"
+    with pytest.raises(ValueError, match="redundant in conv1 is not known: 19 images were dissected"):
         representatives(few, [0, 1])
-    assert unknown(layer_of("conv1", channels=2)) == "conv1 was dissected without images"
-    assert unknown(replace(few, similarity=None)) == "conv1 was dissected without images"
+    assert unknown(layer_of("conv1", channels=2)) == "nothing was dissected on images"
+    assert unknown(replace(few, similarity=None)) == "nothing was dissected on images"
     assert "after its activation" in unknown(layer_of("conv1", pooled=torch.ones(40, 2), kind="convolution"))
     assert unknown(layer_of("conv1", pooled=torch.ones(40, 2))) == ""
 
 
 @pytest.mark.parametrize(("channels", "redundant_at"), [(64, 0.6), (256, 0.8), (512, 0.5)])
 def test_with_enough_images_chance_makes_no_pairs(channels: int, redundant_at: float) -> None:
-    images = images_needed(ChannelMoments(channels), redundant_at)
+    images = images_needed(channels, redundant_at)
     noise = torch.randn(images, channels, generator=torch.Generator().manual_seed(0))
     layer = layer_of("conv1", pooled=noise, signed=[[1.0] * channels])
     assert len(representatives(layer, range(channels), redundant_at)) == channels

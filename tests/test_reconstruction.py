@@ -258,8 +258,7 @@ def test_records_and_descriptions() -> None:
     high = layer_of("relu2", [VERTICAL] * 6, [[1.0] * 6])
     reconstruction = reconstruct(DRNet(seeded(ConvNet), layers=LAYERS), by_hand(low, high), 2)
     assert reconstruction.describe() == [
-        "Module 1: Edge detection: vertical edges: relu1 unit 2, relu2 units 0, 1, 2, 3, 4, 5 (7 units stand for 7; "
-        "redundancy is not known: relu2 was dissected without images)",
+        "Module 1: Edge detection: vertical edges: relu1 unit 2, relu2 units 0, 1, 2, 3, 4, 5 (7 units)",
         "Module 2: Colour detection: red: relu1 units 0, 1, 3 (2 units stand for 3)",
     ]
     assert repr(reconstruction) == "Reconstruction(tiny: 2 modules, 9 units of 10 in 2 layers)"
@@ -273,9 +272,6 @@ def test_records_and_descriptions() -> None:
     assert rows["relu2", 3]["slope"] is None
     lines = reconstruction.fidelity(images(4)).describe()
     assert lines[0].startswith("relu1: 1 of 4 units replaced, top-1 kept for ")
-
-
-# Errors
 
 
 def test_what_cannot_be_reconstructed() -> None:

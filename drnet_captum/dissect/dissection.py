@@ -31,7 +31,7 @@ class LayerUnits:
         exemplars: the images at which they fire most.
         labels: what they detect, one label a unit; () where that was not asked.
         concepts: further labels by where they come from ("masks", "text"), one a unit each.
-        similarity: how their pooled activations vary together, where that was asked.
+        similarity: how their activations vary together, where that was asked.
 
     Raises:
         ValueError: statistics or labels of another number of units.

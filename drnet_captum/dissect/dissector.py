@@ -24,6 +24,7 @@ from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
 from drnet_captum.layers.layout import to_map
 from drnet_captum.layers.units import Site, find_units
 
+SAMPLED = 14  # positions a side, of which correlations are taken
 FEW_CONVOLUTIONS = 2  # a model with fewer has its units elsewhere
 
 
@@ -110,13 +111,13 @@ class Dissector:
         output = tape.forward(images)
         classes = checked_labels(labels, output)
         peaks: dict[str, tuple[Tensor, Tensor]] = {}
-        pooled: dict[str, Tensor] = {}
+        sampled: dict[str, Tensor] = {}
 
         def look(site: Site, activation: Tensor) -> None:
-            maps = to_map(activation, site.placement).flatten(2)
-            peaks[site.layer.name] = maps.max(2)
+            maps = to_map(activation, site.placement)
+            peaks[site.layer.name] = maps.flatten(2).max(2)
             if site.layer.name in self._moments:
-                pooled[site.layer.name] = maps.mean(2)
+                sampled[site.layer.name] = some_positions(maps)
 
         found = read_importance(tape, sites, scores(output, classes.tolist(), self.score), look)
         if not all(bool(values.isfinite().all()) for values in found.values()):
@@ -129,8 +130,8 @@ class Dissector:
             if name in peaks:
                 values, places = peaks[name]
                 self._exemplars[name].update(values.cpu(), places.cpu(), grid_of(site), keys)
-            if name in pooled:
-                self._moments[name].update(pooled[name].cpu())
+            if name in sampled:
+                self._moments[name].update(sampled[name].cpu())
         referenced = set().union(*(e.referenced() for e in self._exemplars.values()))
         self._images = keep_images(self._images, dict(zip(keys, pictures, strict=True)), referenced)
         for c in classes.tolist():
@@ -204,6 +205,12 @@ def checked_labels(labels: Tensor | None, output: Tensor) -> Tensor:
             "the model's classes"
         )
     return labels.detach().cpu().long()
+
+
+def some_positions(maps: Tensor) -> Tensor:
+    """(N, C, h, w) → (N · positions, C): a regular grid of at most 14 × 14 of them, as neighbours are alike."""
+    height, width = (-(-side // SAMPLED) for side in maps.shape[2:])
+    return maps[:, :, ::height, ::width].movedim(1, -1).flatten(0, -2)
 
 
 def grid_of(site: Site) -> tuple[int, int]:

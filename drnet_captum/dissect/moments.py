@@ -1,4 +1,4 @@
-"""How the units of a layer vary together: running moments of their pooled activations."""
+"""How the units of a layer vary together: running moments of their activations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RESOLUTION = torch.finfo(torch.float32).eps
 
 
 class ChannelMoments:
-    r"""Count, mean and scatter of spatially pooled activations over images.
+    r"""Count, mean and scatter of the activations of all units, over positions and images.
 
     .. math:: M = \sum_x (a(x) - \bar a)(a(x) - \bar a)^\top
 
@@ -44,18 +44,18 @@ class ChannelMoments:
         self._mean = torch.zeros(channels, dtype=torch.float64)
         self._scatter = torch.zeros(channels, channels, dtype=torch.float64)
 
-    def update(self, pooled: Tensor) -> None:
+    def update(self, activations: Tensor) -> None:
         """Add a batch.
 
         Args:
-            pooled: (N, C) activations, averaged over positions.
+            activations: (N, C): of N positions, or of N images.
 
         Raises:
             ValueError: another shape, NaN or infinite activations; nothing is then added.
         """
-        if pooled.dim() != 2 or pooled.shape[1] != self.channels:
-            raise ValueError(f"expected pooled activations of shape (N, {self.channels}), got {tuple(pooled.shape)}")
-        values = pooled.detach()
+        if activations.dim() != 2 or activations.shape[1] != self.channels:
+            raise ValueError(f"expected activations of shape (N, {self.channels}), got {tuple(activations.shape)}")
+        values = activations.detach()
         values = values.cpu().double() if values.device.type == "mps" else values.double()  # MPS has no float64
         if not values.isfinite().all():
             raise ValueError("the activations have NaN or infinite values: run the model in float32 or bfloat16")

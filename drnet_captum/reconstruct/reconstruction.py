@@ -145,7 +145,7 @@ class Reconstruction:
                 places.append(f"{layer} {'units' if len(units) > 1 else 'unit'} {listed}")
             all_units, standing = len(module.members), len(module.representatives)
             verb = "stands" if standing == 1 else "stand"
-            end = f"{_units(standing)} {verb} for {all_units}" + (f"; {module.note}" if module.note else "")
+            end = _units(all_units) if module.note else f"{_units(standing)} {verb} for {all_units}"
             lines.append(f"Module {number}: {module.name}: {', '.join(places)} ({end})")
         return lines
 
@@ -275,7 +275,7 @@ def _module(
             )
         channels = table.unit[own].tolist()
         why = unknown(units, redundant_at)
-        notes += [why] if why else []
+        notes += [why] if why and why not in notes else []
         standing += (
             [Representative(units.layer.name, u) for u in channels]
             if why

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import atanh, ceil, log
 
 from drnet_captum.dissect.dissection import LayerUnits
-from drnet_captum.dissect.moments import ChannelMoments
 
 LEAST_IMAGES = 20
 _ROUNDING = 1e-9
@@ -19,7 +18,7 @@ class Substitute:
 
     Attributes:
         unit: the redundant unit.
-        slope, intercept: of the least-squares line between the pooled activations.
+        slope, intercept: of the least-squares line between the activations.
         correlation: r, of these.
     """
 
@@ -49,9 +48,8 @@ def representatives(units: LayerUnits, members: Sequence[int], redundant_at: flo
 
     The most important unit that nobody represents yet takes every such unit with
     :math:`|r| \ge` ``redundant_at`` under it, and so on. So each redundant unit is close to its representative itself,
-    not by way of others. r is the correlation of spatially averaged activations over the images dissected: of how much
-    units fire, not of where. Low in a network, edges of all orientations come and go together, and a unit is far from
-    its representative position by position; :meth:`Reconstruction.fidelity` measures what that costs.
+    not by way of others. r is the correlation of the activations over positions and images: units that fire on the
+    same images at different places are not alike. What it costs all the same, :meth:`Reconstruction.fidelity` measures.
 
     Args:
         units: the layer, with ``similarity`` of enough images: `unknown` says why there is none.
@@ -68,11 +66,12 @@ def representatives(units: LayerUnits, members: Sequence[int], redundant_at: flo
         >>> import torch
         >>> from drnet_captum.dissect.exemplars import Exemplars
         >>> from drnet_captum.dissect.importance import ClassImportance
+        >>> from drnet_captum.dissect.moments import ChannelMoments
         >>> from drnet_captum.layers.fields import Field
         >>> from drnet_captum.layers.units import UnitLayer
         >>> layer = UnitLayer("layer4", "layer", 2, (7, 7), Field((9, 9), (32.0, 32.0), (0.0, 0.0)))
         >>> importance, moments = ClassImportance(2), ChannelMoments(2)
-        >>> importance.update(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
+        >>> importance.update(torch.tensor([[1.0, 3.0]]).expand(20, -1), torch.zeros(20, dtype=torch.long))
         >>> a = torch.arange(20.0)
         >>> moments.update(torch.stack([2 * a + 1, a], 1))
         >>> (found,) = representatives(LayerUnits(layer, importance, Exemplars(2), similarity=moments), [0, 1])
@@ -103,18 +102,18 @@ def representatives(units: LayerUnits, members: Sequence[int], redundant_at: flo
 
 def unknown(units: LayerUnits, redundant_at: float = 0.9) -> str:
     """Why it is not known which of the layer's units are redundant; "" where it is."""
-    moments, name = units.similarity, units.layer.name
     if units.layer.kind != "layer":
-        return f"{name} was dissected after its activation, and DRNet reads it before"
-    if moments is None or not moments.count:
-        return f"{name} was dissected without images"
-    needed = images_needed(moments, redundant_at)
-    if moments.count < needed:
-        return f"{name} was dissected on {moments.count} images, and correlations of {redundant_at:g} need {needed}"
+        return f"{units.layer.name} was dissected after its activation, and DRNet reads it before"
+    images = int(units.importance.counts.sum())
+    if units.similarity is None or not images:
+        return "nothing was dissected on images"
+    needed = images_needed(units.layer.channels, redundant_at)
+    if images < needed:
+        return f"{images} image{'s were' if images > 1 else ' was'} dissected, and it takes {needed}"
     return ""
 
 
-def images_needed(moments: ChannelMoments, redundant_at: float) -> int:
+def images_needed(channels: int, redundant_at: float) -> int:
     r"""How many images it takes until no two unrelated units of a layer are expected to correlate so much by chance.
 
     The Fisher transform artanh(r) of n images' correlation has a standard deviation of :math:`1 / \sqrt{n - 3}` for
@@ -122,13 +121,14 @@ def images_needed(moments: ChannelMoments, redundant_at: float) -> int:
 
     .. math:: n \ge 3 + 2 \ln P / \operatorname{artanh}(r)^2
 
-    And never below 20: pooled activations are no normal deviates. With four photos, everything correlates.
+    And never below 20: activations are no normal deviates. That an image has many positions counts for nothing, as
+    neighbours are alike.
 
     Example:
-        >>> [images_needed(ChannelMoments(512), r) for r in (0.5, 0.7, 0.9)]
+        >>> [images_needed(512, r) for r in (0.5, 0.7, 0.9)]
         [82, 35, 20]
     """
-    pairs = moments.channels * (moments.channels - 1) // 2
+    pairs = channels * (channels - 1) // 2
     if redundant_at >= 1 or pairs < 2:
         return LEAST_IMAGES
     return max(LEAST_IMAGES, ceil(3 + 2 * log(pairs) / atanh(redundant_at) ** 2))
