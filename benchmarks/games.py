@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import captum.attr as captum_attr
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import drnet_captum as dc
@@ -66,7 +66,8 @@ def mixtures(layers: Sequence[str], default: Sequence[str]) -> dict[str, list[fl
         name: [dict(zip(default, family(len(default)), strict=True)).get(layer, 0.0) for layer in layers]
         for name, family in FAMILIES.items()
     }
-    found["uniform over all cut layers"] = [1 / len(layers)] * len(layers)
+    if len(layers) > len(default):
+        found["uniform over all cut layers"] = [1 / len(layers)] * len(layers)
     return found | {f"{layer} alone": [float(layer == other) for other in layers] for layer in layers}
 
 
@@ -157,12 +158,21 @@ def reference_shares(model: nn.Module, x: Tensor, labels: Sequence[int]) -> dict
     }
 
 
-def play_random(mosaics: Sequence[Mosaic], seed: int) -> Shares:
-    """The same architecture with random weights: what a map shows of the photos without having learnt anything."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = torchvision.models.squeezenet1_1(weights=None).eval()
-    found = [reference_shares(model, mosaic.x, mosaic.labels) for mosaic in mosaics]
+def shuffled(model: nn.Module, seed: int) -> nn.Module:
+    """A copy whose every weight has changed places with another of its tensor: of the same scale, and ignorant."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return model
+
+
+def play_random(model: nn.Module, mosaics: Sequence[Mosaic], seed: int) -> Shares:
+    """The model with its weights shuffled: what a map shows of the photos without having learnt anything."""
+    ignorant = shuffled(model, seed)
+    found = [reference_shares(ignorant, mosaic.x, mosaic.labels) for mosaic in mosaics]
     return {name: torch.stack([shares[name] for shares in found]) for name in found[0]}
 
 

@@ -41,11 +41,21 @@ from benchmarks.games import (
     play_integrated,
     play_random,
 )
-from benchmarks.mosaics import Mosaic, Photo, bootstrap, by_name, first_crops, known_photos, make_mosaics, two_folds
+from benchmarks.mosaics import (
+    CHANCE,
+    Mosaic,
+    Photo,
+    bootstrap,
+    by_name,
+    first_crops,
+    known_photos,
+    make_mosaics,
+    two_folds,
+)
 from benchmarks.pairs import environment, write
 
 INTEGRATED_MOSAICS = 2  # of a fold: one takes as long as a dozen with gradients
-RANDOM_MOSAICS = 10  # of a fold, for the model with random weights
+RANDOM_MOSAICS = 10  # of a fold, for the model with shuffled weights
 
 
 def row(measure: str, rule: str, values: Tensor, against: Tensor, names: Sequence[str], seed: int) -> dict[str, Any]:
@@ -135,8 +145,10 @@ def measure(model: nn.Module, folds: Sequence[Sequence[Photo]], args: argparse.N
     report(rows[-len(some) :])
 
     few = [mosaic for half in halves for mosaic in half[:RANDOM_MOSAICS]]
-    some = play_random(few, args.seed)
-    rows.extend(rows_of(f"{share}, random weights of the model", some, names_of(few), args.seed))
+    some = play_random(model, few, args.seed)
+    rows.extend(rows_of(f"{share}, shuffled weights of the model", some, names_of(few), args.seed))
+    for line, values in zip(rows[-len(some) :], some.values(), strict=True):
+        line["nothing_positive"] = int((values == CHANCE).sum())  # such maps count as chance
     report(rows[-len(some) :])
 
     crops = first_crops(mosaics, args.crops)

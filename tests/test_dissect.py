@@ -21,7 +21,7 @@ from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.labels import UNLABELLED
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+MEAN, STD = (0.5, 0.4, 0.3), (0.9, 0.2, 0.05)
 
 
 def sobel(degrees: float) -> Tensor:
@@ -169,7 +169,8 @@ def test_network_dissection_finds_the_concepts() -> None:
         assert float(iou) > 0.3
         assert labels[concept].score == pytest.approx(float(iou), abs=0.02)
     assert found["colours"].labels == ()
-    alone = DRNet(model).dissect(card=card(48), masks=loader, mask_names=names)
+    plain = replace(card(48), mean=(0.0,) * 3, std=(1.0,) * 3)
+    alone = DRNet(model).dissect(card=plain, masks=loader, mask_names=names)
     assert alone["colours"].concepts["masks"] == labels
     assert [label.name for label in alone["colours"].labels][:2] == ["red", "green"]
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from drnet_captum import Dissection, DRNet, DRNetDissection
+from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.examples.shapes import SHAPE_CLASSES, shapes
 
 KINDS = len(SHAPE_CLASSES)
@@ -161,7 +162,15 @@ def by_captum(model: nn.Module, module: str, x: Tensor, target: list[int], score
     return found.detach().sum((2, 3))
 
 
-@pytest.mark.parametrize("make", [ConvNet, NormedConvNet, FunctionalConvNet])
+class SmoothConvNet(ConvNet):
+    """Units before and after these activations have another importance; with ReLU they have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu1, self.relu2 = nn.SiLU(), nn.Tanh()
+
+
+@pytest.mark.parametrize("make", [ConvNet, NormedConvNet, FunctionalConvNet, SmoothConvNet])
 @pytest.mark.parametrize("score", ["logit", "log_prob"])
 def test_small_networks(make: type[ConvNet], score: str) -> None:
     x, target = images(4, dtype=torch.float64), [0, 4, 2, 2]
@@ -194,6 +203,34 @@ def test_predicted_classes_and_log_probabilities() -> None:
     expected = by_captum(model, "relu2", x, answers.tolist(), "log_prob")
     for c in answers.unique().tolist():
         assert_close(found["conv2"].importance.of(c)[0], expected[answers == c].mean(0))
+
+
+def test_a_result_is_a_copy_and_more_may_follow() -> None:
+    model, x = seeded(ConvNet), images(6)
+    dissector = Dissector(model)
+    scores = dissector.update(x[:3], torch.tensor([0, 1, 2]))
+    assert_close(scores, model(x[:3]).detach())
+    first = dissector.result()
+    before = first["conv1"].importance.signed.clone()
+    dissector.update(x[3:])
+    assert first.counts == {0: 1, 1: 1, 2: 1} and len(first.images) == 3
+    assert_close(first["conv1"].importance.signed, before, rtol=0, atol=0)
+    assert sum(dissector.result().counts.values()) == 6 and len(dissector.result().images) == 6
+    with pytest.raises(ValueError, match="at least one batch of images"):
+        Dissector(model).result()
+
+
+def test_channels_that_vary_together() -> None:
+    """Over the positions of all images, of the layers that are no convolutions'."""
+    model, x = seeded(ConvNet), images(8)
+    found = DRNet(model).dissect([(x[:3], torch.arange(3)), (x[3:], torch.arange(5))])
+    assert found["conv2"].similarity is None
+    moments = found["relu2"].similarity
+    with torch.no_grad():
+        maps = model.relu2(model.conv2(model.pool(model.relu1(model.conv1(x)))))
+    expected = torch.corrcoef(maps.double().movedim(1, 0).flatten(1))
+    assert moments.count == maps[:, 0].numel()
+    assert_close(moments.correlation(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_exemplars_are_the_images_of_the_highest_activations() -> None:

@@ -57,7 +57,8 @@ def footprint(model, name, image, place, channels=1):
 
 def readable(model):
     """With a head, so that everything is on the way to an answer."""
-    return nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+    channels = next(m.out_channels for m in reversed(model) if isinstance(m, nn.Conv2d))
+    return nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 7)).double().eval()
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -110,11 +111,11 @@ class Inception(nn.Module):
         super().__init__()
         self.stem = conv(1, 2, 3, stride=2, padding=1)
         self.narrow, self.wide = conv(2, 2, 1), conv(2, 2, 5, padding=2)
-        self.last = conv(4, 2, 3, padding=1)
+        self.last, self.fc = conv(4, 2, 3, padding=1), nn.Linear(2, 7)
 
     def forward(self, x):
         x = self.stem(x)
-        return self.last(torch.cat([self.narrow(x), self.wide(x)], 1)).mean((2, 3))
+        return self.fc(self.last(torch.cat([self.narrow(x), self.wide(x)], 1)).mean((2, 3)))
 
 
 def test_of_branches_the_widest_counts():
@@ -139,9 +140,10 @@ class Patches(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.conv = nn.Conv2d(48, 5, 1), nn.Conv2d(5, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 7)
 
     def forward(self, x):
-        return self.conv(F.relu(self.embed(F.pixel_unshuffle(x, 4)))).mean((2, 3))
+        return self.fc(self.conv(F.relu(self.embed(F.pixel_unshuffle(x, 4)))).mean((2, 3)))
 
 
 def test_hidden_strides_are_taken_from_the_grid():

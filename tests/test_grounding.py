@@ -9,7 +9,7 @@ from torch import nn
 
 import drnet_captum as dc
 from benchmarks.curves import area, between, curve_area
-from benchmarks.games import CANDIDATES, FAMILIES, best, capped, layer_maps, mixed, mixtures, right_cells
+from benchmarks.games import CANDIDATES, FAMILIES, best, capped, layer_maps, mixed, mixtures, right_cells, shuffled
 from benchmarks.grounding import row
 from benchmarks.mosaics import (
     EMBEDDED,
@@ -164,6 +164,7 @@ def test_mixtures_leave_other_layers_out():
     assert found["uniform"] == [0.5, 0.0, 0.5]
     assert found["uniform over all cut layers"] == [1 / 3] * 3
     assert found["b alone"] == [0.0, 1.0, 0.0]
+    assert "uniform over all cut layers" not in mixtures(["a", "c"], ["a", "c"])
 
 
 def test_rules_are_those_of_the_classes():
@@ -184,6 +185,15 @@ def test_rules_are_those_of_the_classes():
                 torch.testing.assert_close(mixture[i], expected[0, 0], rtol=1e-4, atol=1e-6)
     last = dc.GradCAM(model, layer="3").attribute(x[None], 3, score="log_prob")
     torch.testing.assert_close(found["gradient", "log_prob"][1][1:2], last)
+
+
+def test_shuffled_weights_are_the_same_numbers():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 5)
+    before = model.weight.clone()
+    found = shuffled(model, seed=0)
+    assert torch.equal(model.weight, before) and not torch.equal(found.weight, before)
+    assert torch.equal(found.weight.flatten().sort().values, before.flatten().sort().values)
 
 
 def test_best_looks_at_its_mosaics_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from drnet_captum import DRNet, ModelCard
 from drnet_captum.data.card import IMAGENET_1K
 from drnet_captum.dissect.photos import PhotoFolder, check_batch, classes_of
+from drnet_captum.dissect.run import normalizer
 
 NAMES = ("tabby cat", "Egyptian cat", "espresso", "7", "pier")
 SIZE = (12, 10)
@@ -182,6 +184,14 @@ def test_a_card_without_names(training: bool, tmp_path: Path) -> None:
     photo(tmp_path / "5" / "a.png")
     with pytest.raises(ValueError, match=r"subfolders 5 of .* 5 classes"):
         DRNet(model).dissect(tmp_path, card=card(None))
+
+
+def test_stimuli_are_normalised_as_photos_are() -> None:
+    there = replace(card(), mean=(0.5, 0.4, 0.3), std=(0.9, 0.2, 0.05))
+    photos = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    seen = normalizer(there, torch.device("cpu"))(photos)
+    for photo, model_input in zip(photos, seen, strict=True):
+        assert_close(torch.from_numpy(there.photo(model_input)), photo.permute(1, 2, 0))
 
 
 # Batches

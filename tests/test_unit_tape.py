@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import ConvNet, FunctionalConvNet, Raising, images, seeded
+from models import CLASSES, ConvNet, FunctionalConvNet, Raising, images, seeded
 from snapshot import of_everything, same
 from test_units import double, read, residual, residual_in_place
 from torch import nn
@@ -81,6 +81,74 @@ def test_products_equal_captum_s_layer_gradient_x_activation(name):
         shares = ca.LayerGradientXActivation(model, module).attribute(x, target=1).detach().flatten(2).sum(2)
         tensor, gradient = units[unit]
         assert_close((tensor * gradient).flatten(2).sum(2), shares, rtol=1e-4, atol=1e-4 * float(shares.abs().max()))
+
+
+class InATuple(nn.Module):
+    def __init__(self, *extra):
+        super().__init__()
+        self.conv, self.extra = nn.Conv2d(3, 6, 3), extra
+
+    def forward(self, x):
+        return (*self.extra, F.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("extra", [(), (None,), (torch.ones(1),)])
+def test_a_layer_that_puts_its_tensor_out_in_a_tuple(extra):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = InATuple(*extra), nn.Linear(6, CLASSES)
+
+        def forward(self, x):
+            return self.fc(self.body(x)[-1].mean((2, 3)))
+
+    model, x = seeded(Model), images()
+    found = read(model, x, ["body", "body.conv"])
+    assert_close(found["body"], found["body.conv"])
+
+
+def test_a_layer_of_several_tensors_has_no_units():
+    class Two(InATuple):
+        def forward(self, x):
+            return self.conv(x), F.relu(self.conv(x))
+
+    model = seeded(lambda: nn.Sequential(Two(), Added()))
+    with pytest.raises(ValueError, match="'0' has no units to look at: it puts out 2 tensors"):
+        find_units(model, (images(),), layers=["0"])
+
+
+class Added(nn.Module):
+    def forward(self, both):
+        return (both[0] + both[1]).mean((2, 3))
+
+
+class Second(nn.Module):
+    def forward(self, x):
+        return x.chunk(2, 1)[1]
+
+
+@pytest.mark.parametrize("place", ["stem", "part"])
+def test_a_convolution_before_its_norm_and_a_part_of_a_tensor(place):
+    """The norm is not folded into the one; the other is its node's second output."""
+    model = seeded(Parts).double()
+    model.norm.running_var.fill_(4.0)
+    x, kept = images().double(), []
+    handle = model.get_submodule(place).register_forward_hook(lambda module, args, out: kept.append(out))
+    y = model(x)
+    handle.remove()
+    (expected,) = torch.autograd.grad(y[:, 1].sum(), kept[0])
+    assert_close(read(model, x, [place, "stem.0"])[place], (kept[0].detach(), expected))
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Sequential(nn.Conv2d(3, 6, 3)), nn.BatchNorm2d(6)
+        self.part, self.fc = Second(), nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        return self.fc((self.part(x) * x[:, :3]).mean((2, 3)))
 
 
 def test_several_backward_passes_and_classes():

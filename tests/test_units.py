@@ -265,40 +265,10 @@ def test_other_layers_by_name():
     assert site.layer.grid == (16,)
 
 
-class InATuple(nn.Module):
-    def __init__(self, *extra):
-        super().__init__()
-        self.conv, self.extra = nn.Conv2d(3, 6, 3), extra
-
-    def forward(self, x):
-        return (*self.extra, F.relu(self.conv(x)))
-
-
-@pytest.mark.parametrize("extra", [(), (None,), (torch.ones(1),)])
-def test_a_layer_that_puts_its_tensor_out_in_a_tuple(extra):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.fc = InATuple(*extra), nn.Linear(6, CLASSES)
-
-        def forward(self, x):
-            return self.fc(self.body(x)[-1].mean((2, 3)))
-
-    model, x = seeded(Model), images()
-    found = read(model, x, ["body", "body.conv"])
-    assert_close(found["body"], found["body.conv"])
-
-
-def test_a_layer_of_several_tensors_has_no_units():
-    class Two(InATuple):
-        def forward(self, x):
-            return self.conv(x), F.relu(self.conv(x))
-
-    model = seeded(lambda: nn.Sequential(Two(), Added()))
-    with pytest.raises(ValueError, match="'0' has no units to look at: it puts out 2 tensors"):
-        find_units(model, (images(),), layers=["0"])
-
-
-class Added(nn.Module):
-    def forward(self, both):
-        return (both[0] + both[1]).mean((2, 3))
+def test_the_channels_of_a_classifier_are_no_units():
+    """SqueezeNet's last convolution puts out the classes; looked at by name it is a layer like others."""
+    layers = (nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model, x = nn.Sequential(*layers).eval(), images()
+    assert [s.layer.name for s in find_units(model, (x,))] == ["0"]
+    (site,) = find_units(model, (x,), layers=["2"])
+    assert (site.layer.kind, site.layer.channels) == ("layer", CLASSES)
