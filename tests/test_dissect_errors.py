@@ -129,7 +129,7 @@ def test_a_layer_that_overflows_leaves_the_others_as_they_were() -> None:
         ([{"image": X}], {}, TypeError, "batches of .images, labels. tensors, got dict"),
         ([(X, Y)], {"target": "foo"}, ValueError, "'label' or 'predicted', got 'foo'"),
         ([(X, Y)], {"score": "loss"}, ValueError, "'logit' or 'log_prob', got 'loss'"),
-        ([(X, Y)], {"exemplars": 0}, ValueError, "count=0"),
+        ([(X, Y)], {"exemplars": 0}, ValueError, "exemplars to be at least 1, got 0"),
         ([(X, Y)], {"similarity": lambda x: x}, ValueError, "similarity= and concepts= together, got the first"),
         ([(X, Y)], {"concepts": ["cat"]}, ValueError, "similarity= and concepts= together, got the second"),
         (None, {"similarity": lambda x: x, "concepts": ["cat"]}, ValueError, "pass data= with similarity="),

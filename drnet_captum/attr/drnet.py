@@ -41,7 +41,8 @@ class DRNet(TapeAttribution):
     - "gradient": the spatial mean of ∂y/∂F, as in Grad-CAM; λ all on the last layer *is* Grad-CAM;
     - "local": ∂y/∂F itself, position by position;
     - "integrated": its mean along the straight line from F(baseline) to F(x). F then stands for F(x) − F(baseline), and
-      the map is complete: Σ_pixels R(x) = y(x) − y(baseline), up to the quadrature.
+      the map is complete: Σ_pixels R(x) = y(x) − y(baseline), up to the quadrature. (In token models, up to what the
+      class token of a layer holds as well, which has no place in the image.)
 
     Args:
         forward_func: the model, or any function of tensors.
@@ -114,7 +115,7 @@ class DRNet(TapeAttribution):
             n_steps: steps of the quadrature of integrated weights; each runs what lies above a layer.
             method: that quadrature, as in Captum.
             internal_batch_size: rows of a run of what lies above a layer. None: 16.
-            layer_weights: λ, one for each layer, input to output, of sum 1. None: see :func:`default_shares`.
+            layer_weights: λ, one for each layer, in their order, of sum 1. None: see :func:`default_shares`.
             top_channels: keep so many channels of each layer, those of most evidence for each example.
             return_convergence_delta: for integrated weights: return Σ R(x) − (y(x) − y(baseline)), (N,), too.
             score: y is the target's "logit", or its "log_prob", which sets the class against the others. None: the

@@ -149,7 +149,7 @@ def run(
         net,
         dissector.sites,
         card.input_size[1:],
-        normalizer(card, place),
+        normalizer(card, net),
         batch_size=batch_size,
         step=lambda what, done, total: bar.update(task, completed=done, total=total),
     )

@@ -61,6 +61,8 @@ class Dissector:
     ) -> None:
         if layers is not None and (isinstance(layers, (str, nn.Module)) or not layers):
             raise ValueError(f"expected layers to be a list of at least one module or name, got {layers!r}")
+        if exemplars < 1:
+            raise ValueError(f"expected exemplars to be at least 1, got {exemplars}")
         self.model, self.layers, self.score, self.count, self.card = model, layers, score, exemplars, card
         self.sites: list[Site] = []
         self._importance: dict[str, ClassImportance] = {}

@@ -16,6 +16,7 @@ from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.exemplars import content_key
 from drnet_captum.dissect.labelling import Labels, Step, label_with_masks, label_with_stimuli, unit_maps
+from drnet_captum.dissect.labels import UNLABELLED
 from drnet_captum.dissect.photos import PhotoFolder, check_batch
 from drnet_captum.dissect.similarity import TextConcepts
 from drnet_captum.engine.naming import Layer
@@ -87,19 +88,21 @@ def dissect(
     card = card if card is not None else known_card(model)
     if stimuli and card is None:
         raise ValueError("expected card= with stimuli=True: how the model sees a photo is not known")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    like = example_parameter(model)
     dissector = Dissector(model, layers=layers, score=score, exemplars=exemplars, card=card)
     texts: dict[str, TextConcepts] = {}
     done = 0
     for images, labels in batches(data, model, card, batch_size):
-        images = images.to(device)
+        images = images.to(like) if images.is_floating_point() else images.to(like.device)
         sites = dissector.begin(images)
         dissector.update(images, None if target == "predicted" else labels)
         if similarity is not None:
-            texts = texts or {s.layer.name: TextConcepts(concepts, s.layer.channels) for s in sites}
+            # Against the mean of one unit nothing stands out.
+            several = [s for s in sites if s.layer.channels > 1]
+            texts = texts or {s.layer.name: TextConcepts(concepts, s.layer.channels) for s in several}
             keys = [content_key(dissector.picture(image)) for image in images]
             compared = similarity(images)
-            for name, pooled in unit_maps(model, sites, images, lambda maps: maps.flatten(2).mean(2)).items():
+            for name, pooled in unit_maps(model, several, images, lambda maps: maps.flatten(2).mean(2)).items():
                 texts[name].update(pooled, compared, keys)
         done += len(images)
         if progress is not None:
@@ -112,14 +115,15 @@ def dissect(
     if stimuli or (stimuli is None and card is not None):
         assert card is not None
         found = label_with_stimuli(
-            model, sites, card.input_size[1:], normalizer(card, device), batch_size=batch_size, step=progress
+            model, sites, card.input_size[1:], normalizer(card, model), batch_size=batch_size, step=progress
         )
         dissection = labelled(dissection, found.labels)
     if masks is not None:
         named = label_with_masks(model, sites, masks, mask_names, step=progress)
         dissection = labelled(dissection, named, "masks")
     if texts:
-        dissection = labelled(dissection, {name: text.labels() for name, text in texts.items()}, "text")
+        named = {s.layer.name: (UNLABELLED,) * s.layer.channels for s in sites}
+        dissection = labelled(dissection, named | {name: text.labels() for name, text in texts.items()}, "text")
     return dissection
 
 
@@ -163,10 +167,16 @@ def known_card(model: nn.Module) -> ModelCard | None:
         return None
 
 
-def normalizer(card: ModelCard, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """RGB in [0, 1] → what the model takes, by its card."""
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (card.mean, card.std))
-    return lambda images: (images.to(device) - mean) / std
+def normalizer(card: ModelCard, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """RGB in [0, 1] → what the model takes, by its card, on its device and in its dtype."""
+    like = example_parameter(model)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
+    return lambda images: ((images - mean) / std).to(like)
+
+
+def example_parameter(model: nn.Module) -> Tensor:
+    """A parameter of the model: what its inputs have to be like."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def check_pair(what: str, is_given: bool, names: str, values: Sequence[str]) -> None:

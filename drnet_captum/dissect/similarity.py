@@ -102,18 +102,20 @@ class TextConcepts:
     def scores(self) -> Tensor:
         """SoftWPMI in nats: (C, T) float64, at most log C; 0 where a concept suits a unit as it suits the mean one.
 
+        Of fewer than ``top`` images all are taken, by rank.
+
         Raises:
-            ValueError: fewer than ``top`` images.
+            ValueError: no images.
         """
-        seen = int((self._ids[0] >= 0).sum())
-        if seen < self.top:
-            raise ValueError(f"expected at least top={self.top} images, got {seen}: show more or lower top")
+        top = int((self._ids[0] >= 0).sum())
+        if not top:
+            raise ValueError("expected images to compare with the texts, got none")
         start, end = _MEMBERSHIP
-        membership = torch.linspace(start, end, self.top + 1)[:-1, None]  # p(x ∈ B_k), strongest first
+        membership = torch.linspace(start, end, top + 1)[:-1, None]  # p(x ∈ B_k), strongest first
         rows = list(self._rows.values())
         likelihood = torch.empty(self.units, len(self.concepts), dtype=torch.float64)  # log p(t|B_k)
         for unit, ids in enumerate(self._ids.tolist()):
-            probabilities = torch.stack([rows[i] for i in ids])  # (top, T)
+            probabilities = torch.stack([rows[i] for i in ids[:top]])  # (top, T)
             likelihood[unit] = torch.log1p(membership * (probabilities - 1)).sum(0, dtype=torch.float64)
         return likelihood - (likelihood.logsumexp(0) - log(self.units))
 
@@ -124,7 +126,7 @@ class TextConcepts:
         alone. A unit whose best score is below ``minimum``, or that gave the same for every image, is unlabelled.
 
         Raises:
-            ValueError: fewer than ``top`` images, ``minimum`` outside [0, 1].
+            ValueError: no images, ``minimum`` outside [0, 1].
         """
         if not 0 <= minimum <= 1:
             raise ValueError(f"expected minimum in [0, 1], got {minimum}")

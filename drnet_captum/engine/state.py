@@ -27,6 +27,27 @@ def kept(model: Any, devices: Iterable[torch.device]) -> Iterator[None]:
                 buffer.data.copy_(value)  # by way of .data: a graph that saved the buffer stays valid
 
 
+@contextlib.contextmanager
+def attributes_kept(model: Any) -> Iterator[None]:
+    """What a forward pass stores in its modules (tables cached by shape or device), as it was before."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [(vars(m), dict(vars(m)), {k: dict(v) for k, v in vars(m).items() if type(v) is dict}) for m in modules]
+    try:
+        yield
+    finally:
+        for attributes, values, tables in before:
+            for name in attributes.keys() - values.keys():
+                del attributes[name]
+            for name, value in values.items():
+                if attributes.get(name) is not value:
+                    attributes[name] = value
+            for name, entries in tables.items():
+                table = values[name]
+                if table.keys() != entries.keys() or any(table[k] is not entries[k] for k in entries):
+                    table.clear()
+                    table.update(entries)
+
+
 def running_statistics(model: Any) -> list[tuple[Tensor, Tensor]]:
     """The buffers that layers in train mode update as they run, with copies of their values."""
     if not isinstance(model, nn.Module):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from drnet_captum.engine.recording import Recording
 from drnet_captum.engine.rules import Switch
-from drnet_captum.engine.state import kept
+from drnet_captum.engine.state import attributes_kept, kept
 from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import uncompiled
 
@@ -74,7 +74,7 @@ class Tail:
         handle = self.layer.register_forward_hook(hand_in)
         try:
             with kept(self.forward_func, {v.device for v in self.inputs}), uncompiled():
-                with _ShapesBelow(), Recording(Switch()):
+                with attributes_kept(self.forward_func), _ShapesBelow(), Recording(Switch()):
                     output = check_output(self.forward_func(*inputs, *additional))
         finally:
             handle.remove()

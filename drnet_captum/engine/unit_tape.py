@@ -21,10 +21,17 @@ from drnet_captum.engine.watch import Watch
 
 
 class Place(Protocol):
-    """Where a tensor is met: at a watched call of the run, or (None) where a module puts it out."""
+    """Where a tensor is met: at a watched call of the run, or (None) where a module puts it out.
+
+    ``function`` and ``shape`` (of one example) are the call's, to be sure that it is the same one.
+    """
 
     @property
     def call(self) -> int | None: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def overwritten(self) -> bool: ...
 
@@ -78,7 +85,9 @@ class UnitTape:
 
         def notice(number: int, function: str, tensor: Tensor) -> None:
             for name in self._numbered.get(number, ()):
-                meet(name, tensor)
+                place = self.places[name]
+                if (place.function, place.shape) == (function, tuple(tensor.shape[1:])):
+                    meet(name, tensor)
 
         recording = Recording(Switch())
         handles = []

@@ -52,6 +52,8 @@ class Site:
         layer: the layer.
         placement: how its tensor is laid out.
         call: the number of the watched call that puts the units out; None: the module itself does.
+        function: the plain name of that call's function.
+        shape: of what is put out for one example.
         overwritten: whether the model writes into that tensor later on.
         order: its place among the layers, input to output.
     """
@@ -59,6 +61,8 @@ class Site:
     layer: UnitLayer
     placement: Placement
     call: int | None
+    function: str
+    shape: tuple[int, ...]
     overwritten: bool
     order: int
 
@@ -179,7 +183,7 @@ def _sites(
             continue
         field = fitted(seen[put.node], placement.grid, shape[2:])
         layer = UnitLayer(name, kind, placement.channels, placement.grid, field)
-        sites[name] = Site(layer, placement, put.call, put.is_overwritten, len(sites))
+        sites[name] = Site(layer, placement, put.call, put.function, put.shape[1:], put.is_overwritten, len(sites))
     return sites
 
 
