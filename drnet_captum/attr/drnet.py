@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Needs, Score, TapeAttribution, additional_args, score_for, scores
+from drnet_captum.attr.base import Score, additional_args, score_for, scores
 from drnet_captum.attr.layer_part import LayerPart, reconstruction
-from drnet_captum.attr.path_weights import path_weights
+from drnet_captum.attr.layer_reading import LayerReading, Pair, Weights
 from drnet_captum.attr.shares import checked_shares, default_shares
-from drnet_captum.engine.inputs import Baselines, MemoryFormat, as_tuple, baseline_of, check_differentiable, is_tokens
+from drnet_captum.engine.inputs import Baselines, MemoryFormat, as_tuple, baseline_of
 from drnet_captum.engine.naming import Layer, find_module
-from drnet_captum.engine.tail import Tail, has_rows
-from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
-from drnet_captum.layers.discovery import cut_layers_for
-from drnet_captum.layers.layout import Placement, placement_of, to_map
 
 if TYPE_CHECKING:
     from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.reconstruct.reconstruction import Reconstruction
 
-Weights = Literal["gradient", "local", "integrated"]
 
-
-class DRNet(TapeAttribution):
+class DRNet(LayerReading):
     r"""DRNet: the answer reconstructed from the feature maps of several layers, at the input's size.
 
     .. math:: R(x) = \sum_i \lambda_i \sum_k \alpha_{i,k} F_{i,k}(x), \qquad \sum_i \lambda_i = 1
@@ -83,9 +77,6 @@ class DRNet(TapeAttribution):
         if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
             raise ValueError(f"expected at least one layer, and no module twice, got {list(layers or ())!r}")
         self.device_ids = device_ids
-
-    def needs(self) -> Needs:
-        return Needs(layer=True, layer_gradient=True)
 
     @log_usage
     def attribute(
@@ -183,14 +174,14 @@ class DRNet(TapeAttribution):
         if weights not in get_args(Weights):
             raise ValueError(f"expected weights to be one of {', '.join(get_args(Weights))}, got {weights!r}")
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
-        layers = self._layers_for(values, extra)
+        layers = self.layers_for(values, extra)
         if weights == "integrated":
             step = (n_steps, method, internal_batch_size)
-            pairs = self._integrated(values, baseline_of(values, baselines), extra, target, layers, score, *step)
+            pairs = self.integrated(values, baseline_of(values, baselines), extra, target, layers, score, *step)
         elif baselines is not None:
             raise ValueError(f"baselines are for weights='integrated', got weights={weights!r}")
         else:
-            (pairs,) = self._differentiated(values, extra, [target], layers, score, weights)
+            (pairs,) = self.differentiated(values, extra, [target], layers, score, weights)
         parts = parts_of(layers, pairs, layer_weights)
         return parts if top_channels is None else [part.strongest(top_channels) for part in parts]
 
@@ -199,8 +190,8 @@ class DRNet(TapeAttribution):
     ) -> tuple[Tensor, ...]:
         """Maps of K targets from one forward pass, ((K, N, 1, H, W),), with the default weights."""
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
-        layers = self._layers_for(values, extra)
-        rows = self._differentiated(values, extra, targets, layers, None, "gradient")
+        layers = self.layers_for(values, extra)
+        rows = self.differentiated(values, extra, targets, layers, None, "gradient")
         maps = [reconstruction(parts_of(layers, pairs), values[0].shape[2:]) for pairs in rows]
         return (torch.stack(maps),)
 
@@ -213,7 +204,7 @@ class DRNet(TapeAttribution):
         """
         from drnet_captum.dissect.run import dissect
 
-        return dissect(self._module(), data, **options)
+        return dissect(self.module(), data, **options)
 
     def reconstruct(self, dissection: Dissection, n_modules: int | None = None, **options: Any) -> Reconstruction:
         """The channels of this DRNet's layers, grouped into named modules whose parts add up to R(x).
@@ -226,101 +217,8 @@ class DRNet(TapeAttribution):
         from drnet_captum.dissect.fingerprint import fingerprint
         from drnet_captum.reconstruct.reconstruction import reconstruct
 
-        dissection.check(fingerprint(self._module()))
+        dissection.check(fingerprint(self.module()))
         return reconstruct(self, dissection, n_modules, **options)
-
-    def _module(self) -> nn.Module:
-        model = eager(self.forward_func)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"expected an nn.Module to take apart, got {type(model).__name__}: pass the model itself")
-        return model
-
-    def _layers_for(self, values: tuple[Tensor, ...], extra: tuple[Any, ...]) -> list[tuple[str, nn.Module]]:
-        """The layers by name, input to output."""
-        if is_tokens(values) or values[0].dim() < 3:
-            raise ValueError(f"expected images, signals or volumes, (N, C, …), got {tuple(values[0].shape)}")
-        check_differentiable(values)
-        if self.layers is not None:
-            model = eager(self.forward_func)
-            names = {m: n for n, m in model.named_modules()} if isinstance(model, nn.Module) else {}
-            return [(names.get(layer, type(layer).__name__), layer) for layer in self.layers]
-        last_of_grid = {layer.grid: layer for layer in cut_layers_for(self.forward_func, values, extra)}
-        return [(layer.name, layer.module) for layer in last_of_grid.values()]
-
-    def _differentiated(
-        self,
-        values: tuple[Tensor, ...],
-        extra: tuple[Any, ...],
-        targets: Sequence[Target],
-        layers: Sequence[tuple[str, nn.Module]],
-        score: Score | None,
-        weights: Weights,
-    ) -> list[list[tuple[Tensor, Tensor]]]:
-        """For every target (F, α) of every layer, from one forward pass and a backward pass each."""
-        modules = [module for _, module in layers]
-        rows = []
-        with self._recorded(values, extra, modules, False) as (tape, output):
-            for target in targets:
-                y = scores(output, target, score_for(output, score))
-                gradients = tape.gradients([y], modules)
-                pairs = []
-                for name, module in layers:
-                    activation = self._single(tape, name, module)
-                    placement = self._placement(name, activation, values)
-                    gradient = to_map(gradients[module][0][0], placement)
-                    if weights == "gradient":
-                        gradient = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
-                    pairs.append((to_map(activation, placement), gradient))
-                rows.append(pairs)
-        return rows
-
-    def _integrated(
-        self,
-        values: tuple[Tensor, ...],
-        baselines: tuple[Tensor, ...],
-        extra: tuple[Any, ...],
-        target: Target,
-        layers: Sequence[tuple[str, nn.Module]],
-        score: Score | None,
-        n_steps: int,
-        method: str,
-        internal_batch_size: int | None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(F(x) − F(baseline), α) of every layer."""
-        modules = [module for _, module in layers]
-        activations = []
-        for x in (values, baselines):
-            with self._recorded(x, extra, modules, False) as (tape, output):
-                activations.append([self._single(tape, name, module) for name, module in layers])
-                asked = score_for(output, score)
-        count = len(values[0])
-        pairs = []
-        for (name, module), activation, baseline in zip(layers, *activations, strict=True):
-
-            def tail(part: slice, module: nn.Module = module) -> Tail:
-                rest = [a[part] if has_rows(a, count) else a for a in extra]
-                return Tail(eager(self.forward_func), module, [v[part] for v in values], rest)
-
-            alpha = path_weights(tail, activation, baseline, target, asked, n_steps, method, internal_batch_size)
-            placement = self._placement(name, activation, values)
-            pairs.append((to_map(activation - baseline, placement), to_map(alpha, placement)))
-        return pairs
-
-    def _single(self, tape: Tape, name: str, module: nn.Module) -> Tensor:
-        tensors = tape.activation(module)
-        if len(tensors) > 1:
-            raise ValueError(f"layer {name!r} puts out {len(tensors)} tensors: choose a layer of one")
-        return tensors[0]
-
-    def _placement(self, name: str, activation: Tensor, values: tuple[Tensor, ...]) -> Placement:
-        model = eager(self.forward_func)
-        found = placement_of(activation.shape, values[0].shape, model if isinstance(model, nn.Module) else None)
-        if found is None:
-            raise ValueError(
-                f"layer {name!r} puts out {tuple(activation.shape)}, which is no grid of positions of an input of "
-                f"{tuple(values[0].shape)}: choose a layer before the pooling"
-            )
-        return found
 
     def _answers(self, values: tuple[Tensor, ...], target: Target, extra: Any, score: Score | None) -> Tensor:
         with self._recorded(values, extra, [], False) as (_, output):
@@ -329,7 +227,7 @@ class DRNet(TapeAttribution):
 
 def parts_of(
     layers: Sequence[tuple[str, nn.Module]],
-    pairs: Sequence[tuple[Tensor, Tensor]],
+    pairs: Sequence[Pair],
     shares: Sequence[float] | None = None,
 ) -> list[LayerPart]:
     """(F, α) of the layers, with their names and λ."""

@@ -107,13 +107,13 @@ class Reconstruction:
             ValueError: ``keep`` outside 1 … M, or without means of a layer; an output that is not (N, classes).
         """
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
-        found = self.drnet._layers_for(values, extra)
+        found = self.drnet.layers_for(values, extra)
         self._check([name for name, _ in found])
         with self.drnet._recorded(values, extra, [module for _, module in found], False) as (tape, _):
             layers = {}
             for name, module in found:
-                activation = self.drnet._single(tape, name, module)
-                layers[name] = (module, activation, self.drnet._placement(name, activation, values))
+                activation = self.drnet.single_tensor(tape, name, module)
+                layers[name] = (module, activation, self.drnet.placement(name, activation, values))
         replacements = {units.layer.name: self._replacement(units, keep) for units in self.layers}
         return compare(eager(self.drnet.forward_func), values, extra, target, layers, replacements)
 
@@ -242,12 +242,12 @@ def reconstruct(
 
 def dissected(drnet: DRNet, dissection: Dissection) -> list[LayerUnits]:
     """The dissected layers that a DRNet reads, input to output."""
-    model = drnet._module()
+    model = drnet.module()
     if drnet.layers is None:
         # What was dissected knows its size; DRNet's layers may depend on it.
         picture = next(iter(dissection.images.values()), None)
         size = None if picture is None else read_jpeg(picture).shape[:2]
-        names = [name for name, _ in drnet._layers_for((example_inputs(model, size)[0],), ())]
+        names = [name for name, _ in drnet.layers_for((example_inputs(model, size)[0],), ())]
     else:
         known = {module: name for name, module in model.named_modules()}
         names = [known[layer] for layer in drnet.layers]
