@@ -90,7 +90,7 @@ def test_integrated_weights_are_captum_s_layer_integrated_gradients(baselines, m
         assert_close(part.evidence, shares, **STEPS)
         assert_close(part.map, shares.sum(1, keepdim=True), **STEPS)
     found = drnet.attribute(x, [3, 1], baselines, weights="integrated", score=score, **options)
-    assert_close(found, sum(spread(p.map, x.shape[2:]) for p in parts) / 3, **EXACT)
+    assert_close(found, sum(p.share * spread(p.map, x.shape[2:]) for p in parts), **EXACT)
 
 
 def pixel_shares(position, short, long):

@@ -77,7 +77,11 @@ def test_shares_of_layers(weights):
         rtol=1e-6,
         atol=1e-9,
     )
-    assert default_shares(4) == [0.25] * 4
+    four = [27 / 175, 36 / 175, 48 / 175, 64 / 175]  # 3/4 to the powers 3 … 0, of sum 1
+    assert default_shares(4) == pytest.approx(four)
+    assert (default_shares(1), default_shares(2)) == ([1.0], [0.5, 0.5])
+    for count in range(1, 20):
+        assert sum(default_shares(count)) == pytest.approx(1) and default_shares(count) == sorted(default_shares(count))
     assert [part.share for part in parts] == default_shares(3)
 
 
@@ -92,7 +96,7 @@ def test_the_strongest_channels_transcribed_slowly(weights, count):
         for n in range(3):
             evidence = [part.weights[n, k] * part.activation[n, k] for k in range(part.activation.shape[1])]
             strongest = sorted(evidence, key=lambda e: -abs(float(e.sum())))[:count]
-            expected[n] += spread(sum(strongest)[None, None], x.shape[2:])[0] / 3
+            expected[n] += spread(sum(strongest)[None, None], x.shape[2:])[0] * part.share
     assert_close(drnet.attribute(x, top_channels=count, **options), expected, **EXACT)
     for many in (6, 100):
         assert_close(drnet.attribute(x, top_channels=many, **options), drnet.attribute(x, **options), **EXACT)

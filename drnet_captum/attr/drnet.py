@@ -163,11 +163,11 @@ class DRNet(LayerReading):
             >>> model = timm.create_model("test_resnet", num_classes=5).eval()
             >>> for part in DRNet(model).attribute_layers(torch.rand(1, 3, 96, 96), target=3):
             ...     print(part.name, tuple(part.activation.shape), round(part.share, 3))
-            act1 (1, 32, 48, 48) 0.2
-            layer1 (1, 32, 24, 24) 0.2
-            layer2 (1, 48, 12, 12) 0.2
-            layer3 (1, 192, 6, 6) 0.2
-            layer4 (1, 96, 3, 3) 0.2
+            act1 (1, 32, 48, 48) 0.104
+            layer1 (1, 32, 24, 24) 0.138
+            layer2 (1, 48, 12, 12) 0.184
+            layer3 (1, 192, 6, 6) 0.246
+            layer4 (1, 96, 3, 3) 0.328
         """
         if top_channels is not None and top_channels < 1:
             raise ValueError(f"expected top_channels to be at least 1, got {top_channels}")
