@@ -157,7 +157,7 @@ def labelling(size: int, repeats: int) -> list[dict[str, Any]]:
     model = load_model("embedded")
     card = model_card(model)
     sites = Dissector(model).begin(torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(SEED)))
-    see = normalizer(card, torch.device("cpu"))
+    see = normalizer(card, model)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

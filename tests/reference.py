@@ -206,6 +206,26 @@ def guided_grad_cam(guided: Array, cam_map: Array, up: Callable[[Array, tuple[in
     return guided * up(np.maximum(cam_map, 0), guided.shape[1:])
 
 
+def drnet(net: Net, x: Array, c: int) -> Array:
+    """R(x) = Σ_i λ_i Σ_k α_ik F_ik, α the mean of ∂y/∂F, y = log p_c, over the two ReLUs with λ = ½ each."""
+    p = np.exp(net.scores(x) - net.scores(x).max())
+    p = p / p.sum()
+    z1 = conv(x, net.w1, net.b1)
+    pooled, switches = max_pool(np.maximum(z1, 0))
+    z2 = conv(pooled, net.w2, net.b2)
+    g2 = sum(((k == c) - p[k]) * net.layer_gradient(x, k) for k in range(len(p)))
+    g1 = max_unpool(conv_backward(relu_backward(g2, z2, "plain"), net.w2), switches, z1.shape)
+    out = np.zeros(x.shape[1:])
+    for f, g in ((np.maximum(z1, 0), g1), (np.maximum(z2, 0), g2)):
+        m = grad_cam(f, g)
+        for i, j in np.ndindex(m.shape):  # every position hands out its value in full
+            share = np.zeros(m.shape)
+            share[i, j] = 1
+            share = bilinear(share, out.shape)
+            out += 0.5 * m[i, j] * share / share.sum()
+    return out[None]
+
+
 def nearest(m: Array, size: tuple[int, ...]) -> Array:
     out = np.zeros(size)
     for i, j in np.ndindex(*size):

@@ -226,5 +226,9 @@ def test_results_files_say_where_they_come_from():
         assert {"machine", "threads", "device", "dtype", "seed", "torch", "captum", "commit"} <= set(
             found["environment"]
         )
-        keys = {"rule", "models", "good", "not_found"} if file.name.startswith("layers") else MEASURED
+        others = {
+            "layers": {"rule", "models", "good", "not_found"},
+            "grounding": {"measure", "rule", "mean", "difference"},
+        }
+        keys = next((keys for name, keys in others.items() if file.name.startswith(name)), MEASURED)
         assert all(keys <= set(r) for r in found["rows"])

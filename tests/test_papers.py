@@ -37,6 +37,7 @@ IN_PAPERS = {
         reference.grad_cam(net.activation(x), net.layer_gradient(x, c)),
         reference.nearest,
     ),
+    "drnet": reference.drnet,
 }
 
 

@@ -189,7 +189,7 @@ def test_a_card_without_names(training: bool, tmp_path: Path) -> None:
 def test_stimuli_are_normalised_as_photos_are() -> None:
     there = replace(card(), mean=(0.5, 0.4, 0.3), std=(0.9, 0.2, 0.05))
     photos = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    seen = normalizer(there, torch.device("cpu"))(photos)
+    seen = normalizer(there, seeded(ConvNet))(photos)
     for photo, model_input in zip(photos, seen, strict=True):
         assert_close(torch.from_numpy(there.photo(model_input)), photo.permute(1, 2, 0))
 
