@@ -74,9 +74,9 @@ class Analysis:
         standing = sum(len(m.representatives) for m in modules)
         merged, alone = self.fidelity
         notes = sorted({m.note for m in modules if m.note})
-        lines = notes[:1] or [f"{standing} of {all_units} units stand for all: {cost(merged)}"]
-        lines.append(f"{self.kept} of {len(modules)} modules, with {KEPT_SHARE:.0%} of the importance: {cost(alone)}")
-        return lines
+        lines = notes[:1] or [f"{standing} of {all_units} units stand for all, a layer at a time: {cost(merged)}"]
+        kept = f"{self.kept} of {len(modules)} modules have {KEPT_SHARE:.0%} of the importance"
+        return [*lines, f"{kept}; with the units of the others at their mean, a layer at a time: {cost(alone)}"]
 
 
 def cost(fidelity: Fidelity) -> str:
@@ -87,8 +87,8 @@ def cost(fidelity: Fidelity) -> str:
     worst = min(layers, key=lambda layer: (layer.agreement, -abs(layer.probability_change)))
     count = f"{fidelity.images} photo" + "s" * (fidelity.images != 1)
     return (
-        f"replaced in one layer at a time, at worst ({worst.layer}) the answer stays for {worst.agreement:.0%} of "
-        f"{count}, and its probability changes by {worst.probability_change:+.1%}"
+        f"at worst ({worst.layer}) the answer stays for {worst.agreement:.0%} of {count}, "
+        f"and its probability changes by {worst.probability_change:+.1%}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
@@ -27,6 +28,9 @@ EXEMPLARS = 3
 STIMULI = 6
 SERVED = 4
 FILTER = 48  # pixels
+AROUND = 7  # a patch has at least a seventh of the photo's sides
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def report_of(analysis: Analysis, model: nn.Module, notes: list[str]) -> Report:
@@ -98,13 +102,16 @@ def _unit(
     filters: Pixels | None,
 ) -> ReportUnit:
     layer, label = units.layer, units.labels[unit]
-    responses = analysis.stimuli.responses[layer.name][:, unit]
-    best = responses.topk(STIMULI)
+    responses = dict(
+        zip(analysis.stimuli.concepts, analysis.stimuli.responses[layer.name][:, unit].tolist(), strict=True)
+    )
+    # The label's own first: it is the simplest that excites the unit nearly as much as anything does.
+    best = sorted(responses, key=lambda concept: (concept != label.name, -responses[concept]))[:STIMULI]
     served = analysis.dissection.served(layer.name, unit, SERVED)
     exemplars = []
     for found in units.exemplars.of(unit)[:EXEMPLARS]:
         photo = photos[found.key]
-        patch = crop(photo, layer.field.box(found.y, found.x, photo.shape[:2]))
+        patch = crop(photo, surroundings(layer.field.box(found.y, found.x, photo.shape[:2]), photo.shape[:2]))
         exemplars.append(ReportExemplar(patch, found.value, ""))
     return ReportUnit(
         index=unit,
@@ -114,13 +121,26 @@ def _unit(
         concepts={source: labels[unit].name for source, labels in units.concepts.items()},
         served=[(analysis.dissection.class_label(c), value) for c, value in served],
         exemplars=exemplars,
-        stimuli=[
-            (analysis.stimuli.concepts[i], value)
-            for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ],
+        stimuli=[(concept, responses[concept]) for concept in best],
         projection=projections.get((layer.name, unit)),
         filter=None if filters is None else filters[unit],
     )
+
+
+def surroundings(box: Box, image: Sequence[int]) -> Box:
+    """A window with at least a certain share of the image's sides around a receptive field, to see what it is part of.
+
+    Example:
+        >>> surroundings((0, 100, 3, 103), (224, 224)), surroundings((10, 10, 90, 90), (224, 224))
+        ((0, 85, 32, 117), (10, 10, 90, 90))
+    """
+    edges = []
+    for low, high, side in zip(box[:2], box[2:], image, strict=True):
+        width = max(high - low, side // AROUND)
+        start = min(max((low + high - width) // 2, 0), side - width)
+        edges.append((start, start + width))
+    (top, bottom), (left, right) = edges
+    return top, left, bottom, right
 
 
 def _photos(analysis: Analysis) -> list[ReportPhoto]:

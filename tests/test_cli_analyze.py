@@ -64,7 +64,7 @@ def test_says_the_lines_that_readers_of_the_method_expect(analysis: tuple[Any, P
     places = [lines.index(text) for text in ("Detected features:", "Reconstructing interpretable modules…")]
     modules = [line for line in lines if re.match(r"Module \d+: ", line)]
     assert places == sorted(places) and len(modules) >= 2 and lines.index(modules[0]) == places[1] + 1
-    assert any("modules, with 90% of the importance" in line for line in lines)
+    assert any("modules have 90% of the importance" in line for line in lines)
     assert str(out / "report.html") in result.stdout
 
 
