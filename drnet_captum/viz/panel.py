@@ -58,7 +58,7 @@ def panel(
     signed: Mapping[str, bool] | None = None,
     percentile: float = 99.0,
     style: Mapping[str, Style] | None = None,
-    columns: int = 7,
+    columns: int = 8,
 ) -> Image.Image:
     """A figure of all maps of one photo: the photo at the left, methods as columns, classes as rows.
 
