@@ -227,12 +227,12 @@ def test_panel_is_a_readable_figure() -> None:
 
 
 def test_panel_wraps_many_methods_evenly() -> None:
-    maps = {f"Method {i}": torch.rand(3, 2, 2) for i in range(8)}
+    maps = {f"Method {i}": torch.rand(3, 2, 2) for i in range(10)}
     titles = ["a very long class name, with several synonyms, that goes over lines 12%", "short", "$math_{is$ text"]
     wrapped = panel(GREY, maps, titles)
-    assert wrapped.width < 5 * 224 + 150  # two lines of four and the photo
+    assert wrapped.width < 6 * 224 + 150  # two lines of five and the photo
     assert wrapped.height > 6 * 224
-    assert panel(GREY, maps, titles, columns=8).width > 9 * 224
+    assert panel(GREY, maps, titles, columns=10).width > 11 * 224
 
 
 def test_panel_draws_a_blank_map_as_blank_and_says_so() -> None:
