@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from drnet_captum.layers.discovery import LayerDiscoveryError, TargetLayer, find_cut_layers, find_target_layer
     from drnet_captum.layers.layout import to_map
     from drnet_captum.logits import LogitsOf
+    from drnet_captum.reconstruct.reconstruction import Reconstruction
     from drnet_captum.registry import Method, methods, register_with_captum
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _HOMES = {
     "layers.discovery": ("LayerDiscoveryError", "TargetLayer", "find_cut_layers", "find_target_layer"),
     "layers.layout": ("to_map",),
     "logits": ("LogitsOf",),
+    "reconstruct.reconstruction": ("Reconstruction",),
     "registry": ("Method", "methods", "register_with_captum"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +71,7 @@ __all__ = [
     "LogitsOf",
     "Method",
     "ModelCard",
+    "Reconstruction",
     "Saliency",
     "ScoreCAM",
     "SmoothGrad",

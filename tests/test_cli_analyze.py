@@ -121,11 +121,15 @@ def test_the_report_holds_the_layers_and_modules(analysis: tuple[Any, Path]) -> 
 
 def test_classes_leave_the_others_out(tmp_path: Path, weights: Path, data: Path) -> None:
     args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--class", "espresso", "--modules", "3"]
+    args += ["--layer", "conv_stem", "--layer", "blocks.1"]
     result = run("analyze", *args, "--out", tmp_path)
     assert result.exit_code == 0
     assert Dissection.load(tmp_path / "dissection").counts == {967: 12}
     assert "Module 3: " in result.stdout and "Module 4: " not in result.stdout
     assert len(list(tmp_path.glob("*-modules.png"))) == 4  # some of the data stand for photos
+    assert (
+        len(list(tmp_path.glob("*-features-conv_stem.png"))) == len(list(tmp_path.glob("*-features-blocks.1.png"))) == 4
+    )
 
 
 def test_ctrl_c_keeps_what_was_dissected(
@@ -152,6 +156,7 @@ def test_ctrl_c_keeps_what_was_dissected(
         (["--class", "1000"], "has no class '1000'"),
         (["--data", "nowhere"], "nowhere"),
         (["nowhere.jpg"], "nowhere.jpg"),
+        (["--layer", "features.99"], "the model has no layer 'features.99'; near names: features.9"),
         (["--model", "timm:resnet51"], "timm has no model called 'resnet51'"),
     ],
 )

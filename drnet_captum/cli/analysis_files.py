@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from drnet_captum.analysis import Analysis
 from drnet_captum.analysis_report import report_of
@@ -20,8 +20,11 @@ from drnet_captum.viz import feature_grid, filter_grid, panel, save
 from .outputs import output_names, write
 
 
-def write_files(analysis: Analysis, model: nn.Module, out: Path, written: list[Path]) -> None:
-    """Write all of them; each is in ``written`` when it is complete."""
+def write_files(
+    analysis: Analysis, model: nn.Module, out: Path, written: list[Path], drawn: Sequence[str] = ()
+) -> None:
+    """Write all of them; each is in ``written`` when it is complete. ``drawn``: the layers of the feature maps."""
+    last = analysis.reconstruction.layers[-1].layer.name
 
     def keep(name: str, writer: Callable[[IO[bytes]], object]) -> None:
         write(out / name, writer)
@@ -36,8 +39,10 @@ def write_files(analysis: Analysis, model: nn.Module, out: Path, written: list[P
         keep("filters.png", lambda file: filter_grid(weight.detach().float().cpu()).save(file, "PNG"))
     names = output_names([Path(subject.name) for subject in analysis.subjects], out)
     for p, (subject, name) in enumerate(zip(analysis.subjects, names, strict=True)):
-        maps = feature_maps(analysis, model, p)
-        keep(f"{name}-features.png", lambda file, maps=maps: maps.save(file, "PNG"))  # type: ignore[misc]
+        for layer in drawn or [last]:
+            maps = feature_maps(model, subject.inputs, layer)
+            end = f"-{layer}" if drawn else ""
+            keep(f"{name}-features{end}.png", lambda file, maps=maps: maps.save(file, "PNG"))  # type: ignore[misc]
         picture = module_panel(analysis, p, f"{subject.name} · {analysis.card.name}")
         keep(f"{name}-modules.png", lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
     notes = [
@@ -57,10 +62,8 @@ def table(rows: list[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def feature_maps(analysis: Analysis, model: nn.Module, p: int) -> Image.Image:
-    """The strongest feature maps of the last layer that DRNet reads, for one photo."""
-    layer = analysis.reconstruction.layers[-1].layer.name
-    inputs = analysis.subjects[p].inputs
+def feature_maps(model: nn.Module, inputs: Tensor, layer: str) -> Image.Image:
+    """The strongest feature maps of a layer for one photo."""
     (maps,) = unit_maps(model, find_units(model, (inputs,), (), [layer]), inputs).values()
     return feature_grid(maps[0])
 

@@ -45,6 +45,10 @@ def command(
     modules: Annotated[
         int | None, typer.Option(min=1, help="How many modules.", show_default="as many as there are")
     ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers whose feature maps are drawn.", show_default="the last one that DRNet reads"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one")
     ] = None,
@@ -68,7 +72,7 @@ def command(
         card = model_card(net)
         chosen = find_classes(classes or [], card)
         make_folder(out)
-        analyze_into(out, written, net, card, images or [], data, chosen, modules, batch_size)
+        analyze_into(out, written, net, card, images or [], data, chosen, modules, batch_size, layer or [])
 
 
 def analyze_into(
@@ -81,12 +85,16 @@ def analyze_into(
     classes: Sequence[int] = (),
     modules: int | None = None,
     batch_size: int = 32,
+    drawn: Sequence[str] = (),
 ) -> None:
     """Analyse a model, say what was found, and write it to a folder that is there."""
     from drnet_captum.analysis import detected_lines
+    from drnet_captum.engine.naming import find_module
 
     from .analysis_files import write_files
 
+    for name in drawn:
+        find_module(net, name)
     with progress() as bar:
         analysis = run(net, card, images, data, classes, modules, batch_size, out, written, bar)
     say("Detected features:")
@@ -99,7 +107,7 @@ def analyze_into(
     for line in analysis.kept_lines():
         say(f"  {line}")
     with OUT.status("drawing"):
-        write_files(analysis, net, out, written)
+        write_files(analysis, net, out, written, drawn)
     say(f"report: {out / 'report.html'}")
     say("DRNet analysis complete")
 
