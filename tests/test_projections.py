@@ -9,7 +9,7 @@ from models import ConvNet, images, seeded
 from snapshot import of_everything, same
 from torch import nn
 
-from drnet_captum import DeconvNet, ModelCard
+from drnet_captum import DeconvNet, DRNet, ModelCard
 from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.exemplars import crop, read_jpeg
@@ -40,6 +40,8 @@ def test_each_is_the_deconvnet_of_its_own_position(model: nn.Module, dissection:
     found = project(model, dissection, UNITS, CARD)
     same(before, of_everything(model))
     assert found.keys() == set(UNITS)
+    again = DRNet(model).project(dissection, UNITS, CARD)
+    assert all(np.array_equal(found[unit], again[unit]) for unit in found)
     for (layer, unit), pixels in found.items():
         at = dissection[layer].exemplars.of(unit)[0]
         x = model_input(read_jpeg(dissection.images[at.key]), CARD, model)[None]

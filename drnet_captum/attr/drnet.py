@@ -20,6 +20,7 @@ from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
 
 if TYPE_CHECKING:
+    from drnet_captum.data.card import ModelCard
     from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.reconstruct.reconstruction import Reconstruction
 
@@ -205,6 +206,22 @@ class DRNet(LayerReading):
         from drnet_captum.dissect.run import dissect
 
         return dissect(self.module(), data, **options)
+
+    def project(
+        self, dissection: Dissection, units: Sequence[tuple[str, int]], card: ModelCard | None = None
+    ) -> dict[tuple[str, int], Any]:
+        """What excited units in their strongest image, led back to the pixels by DeconvNet: unit → (h, w, 3) uint8.
+
+        Args:
+            dissection: of this model, with exemplars.
+            units: (layer, channel) pairs. Those that never fired have no projection.
+            card: how the model sees a photo. None: the model's own.
+        """
+        from drnet_captum.data.card import model_card
+        from drnet_captum.dissect.projections import project
+
+        model = self.module()
+        return project(model, dissection, units, card if card is not None else model_card(model))
 
     def reconstruct(self, dissection: Dissection, n_modules: int | None = None, **options: Any) -> Reconstruction:
         """The channels of this DRNet's layers, grouped into named modules whose parts add up to R(x).
