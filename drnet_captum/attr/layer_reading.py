@@ -14,7 +14,7 @@ from drnet_captum.engine.tail import Tail, has_rows
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
-from drnet_captum.layers.discovery import cut_layers_for
+from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
 from drnet_captum.layers.layout import Placement, placement_of, to_map
 
 Weights = Literal["gradient", "local", "integrated"]
@@ -49,7 +49,11 @@ class LayerReading(TapeAttribution):
             model = eager(self.forward_func)
             names = {m: n for n, m in model.named_modules()} if isinstance(model, nn.Module) else {}
             return [(names.get(layer, type(layer).__name__), layer) for layer in self.layers]
-        last_of_grid = {layer.grid: layer for layer in cut_layers_for(self.forward_func, values, extra)}
+        try:
+            found = cut_layers_for(self.forward_func, values, extra)
+        except LayerDiscoveryError as error:
+            raise LayerDiscoveryError(str(error).replace("layer=", "layers=")) from error
+        last_of_grid = {layer.grid: layer for layer in found}
         return [(layer.name, layer.module) for layer in last_of_grid.values()]
 
     def differentiated(
