@@ -149,6 +149,16 @@ def test_ctrl_c_keeps_what_was_dissected(
     assert sum(Dissection.load(tmp_path / "dissection").counts.values()) == 16
 
 
+def test_a_broken_photo_in_the_data_is_named_and_the_sums_are_kept(tmp_path: Path, weights: Path, data: Path) -> None:
+    album = tmp_path / "album"
+    shutil.copytree(data, album)
+    (album / "n02124075" / "99.jpg").write_bytes(b"no picture")
+    args = ["--model", MODEL, "--checkpoint", weights, "--data", album, "--batch-size", "8", "--out", tmp_path / "out"]
+    result = run("analyze", PHOTOS["coffee"], *args)
+    assert result.exit_code == 2 and "99.jpg" in result.stderr and "written so far" in result.stderr
+    assert sum(Dissection.load(tmp_path / "out" / "dissection").counts.values()) == 24
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

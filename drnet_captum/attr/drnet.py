@@ -176,6 +176,7 @@ class DRNet(LayerReading):
             raise ValueError(f"expected weights to be one of {', '.join(get_args(Weights))}, got {weights!r}")
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
         layers = self.layers_for(values, extra)
+        shares = shares_of(layers, layer_weights)  # checked before anything is run
         if weights == "integrated":
             step = (n_steps, method, internal_batch_size)
             pairs = self.integrated(values, baseline_of(values, baselines), extra, target, layers, score, *step)
@@ -183,7 +184,7 @@ class DRNet(LayerReading):
             raise ValueError(f"baselines are for weights='integrated', got weights={weights!r}")
         else:
             (pairs,) = self.differentiated(values, extra, [target], layers, score, weights)
-        parts = parts_of(layers, pairs, layer_weights)
+        parts = parts_of(layers, pairs, shares)
         return parts if top_channels is None else [part.strongest(top_channels) for part in parts]
 
     def attribute_classes(
@@ -193,7 +194,8 @@ class DRNet(LayerReading):
         values, extra = as_tuple(inputs), additional_args(additional_forward_args)
         layers = self.layers_for(values, extra)
         rows = self.differentiated(values, extra, targets, layers, None, "gradient")
-        maps = [reconstruction(parts_of(layers, pairs), values[0].shape[2:]) for pairs in rows]
+        shares = shares_of(layers)
+        maps = [reconstruction(parts_of(layers, pairs, shares), values[0].shape[2:]) for pairs in rows]
         return (torch.stack(maps),)
 
     def dissect(self, data: Iterable[Any] | str | Path | None = None, **options: Any) -> Dissection:
@@ -242,12 +244,13 @@ class DRNet(LayerReading):
             return scores(output, target, score_for(output, score)).detach()
 
 
+def shares_of(layers: Sequence[tuple[str, nn.Module]], given: Sequence[float] | None = None) -> list[float]:
+    """λ of the layers: those that were given, checked, or the default ones."""
+    return default_shares(len(layers)) if given is None else checked_shares(given, [name for name, _ in layers])
+
+
 def parts_of(
-    layers: Sequence[tuple[str, nn.Module]],
-    pairs: Sequence[Pair],
-    shares: Sequence[float] | None = None,
+    layers: Sequence[tuple[str, nn.Module]], pairs: Sequence[Pair], shares: Sequence[float]
 ) -> list[LayerPart]:
     """(F, α) of the layers, with their names and λ."""
-    names = [name for name, _ in layers]
-    checked = default_shares(len(names)) if shares is None else checked_shares(shares, names)
-    return [LayerPart(n, f, a, share) for n, (f, a), share in zip(names, pairs, checked, strict=True)]
+    return [LayerPart(name, f, a, share) for (name, _), (f, a), share in zip(layers, pairs, shares, strict=True)]

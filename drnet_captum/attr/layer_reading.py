@@ -41,7 +41,7 @@ class LayerReading(TapeAttribution):
         return model
 
     def layers_for(self, values: tuple[Tensor, ...], extra: tuple[Any, ...]) -> list[tuple[str, nn.Module]]:
-        """The layers by name, input to output."""
+        """The layers by name: as they were given, or found, input to output."""
         if is_tokens(values) or values[0].dim() < 3:
             raise ValueError(f"expected images, signals or volumes, (N, C, …), got {tuple(values[0].shape)}")
         check_differentiable(values)
@@ -116,12 +116,14 @@ class LayerReading(TapeAttribution):
         return pairs
 
     def single_tensor(self, tape: Tape, name: str, module: nn.Module) -> Tensor:
+        """What a layer put out, detached."""
         tensors = tape.activation(module)
         if len(tensors) > 1:
             raise ValueError(f"layer {name!r} puts out {len(tensors)} tensors: choose a layer of one")
         return tensors[0]
 
     def placement(self, name: str, activation: Tensor, values: tuple[Tensor, ...]) -> Placement:
+        """Where the channels and the grid of a layer's output are."""
         model = eager(self.forward_func)
         found = placement_of(activation.shape, values[0].shape, model if isinstance(model, nn.Module) else None)
         if found is None:

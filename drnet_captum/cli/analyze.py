@@ -130,7 +130,7 @@ def run(
     from drnet_captum.analysis import analyze, layer_line, subjects
     from drnet_captum.dissect.dissector import Dissector
     from drnet_captum.dissect.labelling import label_with_stimuli
-    from drnet_captum.dissect.run import class_count, labelled, normalizer
+    from drnet_captum.dissect.run import batches, class_count, labelled, normalizer
 
     folder = None if data is None else photo_folder(data, card, class_count(net, card), classes)
     photos = read_photos(images, None if folder is None else folder.paths)
@@ -144,23 +144,22 @@ def run(
                 dissector.update(subject.inputs, torch.tensor([subject.target]))
                 bar.advance(task)
         else:
-            for inputs, labels in folder.batches(batch_size):
-                known = None if bool((labels < 0).all()) else labels
-                dissector.update(inputs.to(place), known)
+            for inputs, labels in batches(folder.batches(batch_size), net, card, batch_size):
+                dissector.update(inputs.to(place), labels)
                 bar.advance(task, len(inputs))
-    except KeyboardInterrupt:
+        task = bar.add_task("showing stimuli", total=None)
+        stimuli = label_with_stimuli(
+            net,
+            dissector.sites,
+            card.input_size[1:],
+            normalizer(card, net),
+            batch_size=batch_size,
+            step=lambda what, done, total: bar.update(task, completed=done, total=total),
+        )
+    except BaseException:  # Ctrl-C, or a photo that cannot be read: what was summed up is not lost
         if dissector.images_seen:
             save_dissection(dissector.result(), out, written)
         raise
-    task = bar.add_task("showing stimuli", total=None)
-    stimuli = label_with_stimuli(
-        net,
-        dissector.sites,
-        card.input_size[1:],
-        normalizer(card, net),
-        batch_size=batch_size,
-        step=lambda what, done, total: bar.update(task, completed=done, total=total),
-    )
     dissection = labelled(dissector.result(), stimuli.labels)
     save_dissection(dissection, out, written)
     convolutions = [units for units in dissection.layers if units.layer.kind == "convolution"]

@@ -112,8 +112,7 @@ def dissect(
     if data is None:
         dissector.begin(example_inputs(model, card.input_size if card is not None else None)[0])
     dissection, sites = dissector.result(), dissector.sites
-    if stimuli or (stimuli is None and card is not None):
-        assert card is not None
+    if card is not None and stimuli is not False:
         found = label_with_stimuli(
             model, sites, card.input_size[1:], normalizer(card, model), batch_size=batch_size, step=progress
         )
@@ -181,6 +180,5 @@ def example_parameter(model: nn.Module) -> Tensor:
 
 def check_pair(what: str, is_given: bool, names: str, values: Sequence[str]) -> None:
     if is_given != bool(values):
-        raise ValueError(
-            f"expected {what}= and {names}= together, got {'the first' if is_given else 'the second'} alone"
-        )
+        alone, missing = (what, names) if is_given else (names, what)
+        raise ValueError(f"expected {what}= and {names}= together, got {alone}= alone: pass {missing}= too")
