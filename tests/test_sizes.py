@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from drnet_captum.reconstruct.groups import Group, KeepSet, find_groups
+from drnet_captum.reconstruct.groups import Group, KeepSet, find_groups, kept_groups
 from drnet_captum.reconstruct.sizes import ALWAYS, Costs, Flags, LayerSize, find_sizes
 from drnet_captum.reconstruct.slicing import sliced
 
@@ -67,7 +67,7 @@ def check(model: nn.Module, x: Tensor) -> None:
         kept = random_groups(groups, share, seed)
         keep = keep_of(groups, kept)
         small = sliced(model, keep, x)
-        assert weights.of(kept) == weights.of_keep(keep) == parameters(small) < weights.total
+        assert weights.of(kept) == weights.of(kept_groups(groups, keep)) == parameters(small) < weights.total
         assert products.of(kept) == macs(small, x[:1]) < products.total
 
 

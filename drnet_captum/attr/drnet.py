@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from drnet_captum.data.card import ModelCard
     from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.reconstruct.reconstruction import Reconstruction
+    from drnet_captum.reconstruct.subnetwork import SubNetwork
 
 
 class DRNet(LayerReading):
@@ -225,17 +226,41 @@ class DRNet(LayerReading):
         model = self.module()
         return project(model, dissection, units, card if card is not None else model_card(model))
 
-    def reconstruct(self, dissection: Dissection, n_modules: int | None = None, **options: Any) -> Reconstruction:
-        """The channels of this DRNet's layers, grouped into named modules whose parts add up to R(x).
+    @overload
+    def reconstruct(
+        self, dissection: Dissection, n_modules: int | None = None, *, classes: None = None, **options: Any
+    ) -> Reconstruction: ...
+    @overload
+    def reconstruct(self, dissection: Dissection, *, classes: Sequence[int], **options: Any) -> SubNetwork: ...
+
+    def reconstruct(
+        self,
+        dissection: Dissection,
+        n_modules: int | None = None,
+        *,
+        classes: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Reconstruction | SubNetwork:
+        """The network put together again, of the channels that were dissected.
+
+        Without ``classes``: the channels of this DRNet's layers, in named modules whose parts add up to R(x). With
+        ``classes``: the channels that those classes need, as a sub-network to be masked or sliced.
 
         Args:
-            dissection: of this model, with this DRNet's layers among its own.
+            dissection: of this model; for modules, with this DRNet's layers among its own.
             n_modules: how many modules. None: as many as the units fall into.
-            options: of :func:`drnet_captum.reconstruct.reconstruction.reconstruct`.
+            classes: whose sub-network is wanted.
+            options: of :func:`drnet_captum.reconstruct.reconstruction.reconstruct`, or, with ``classes``, of
+                :func:`drnet_captum.reconstruct.subnetwork.subnetwork`: ``budget``, ``budget_of``, ``method``.
         """
         from drnet_captum.dissect.fingerprint import fingerprint
         from drnet_captum.reconstruct.reconstruction import reconstruct
+        from drnet_captum.reconstruct.subnetwork import subnetwork
 
+        if classes is not None:
+            if n_modules is not None:
+                raise ValueError("expected n_modules or classes, got both: modules are of the whole network")
+            return subnetwork(self.module(), dissection, classes, **options)
         dissection.check(fingerprint(self.module()))
         return reconstruct(self, dissection, n_modules, **options)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drnet_captum.engine.inputs import as_tuple
@@ -114,6 +116,17 @@ def find_groups(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> list[G
         lost = sum(_lost(node, len(parts["out"]), len(parts["in"])) for node, parts in nodes.items())
         groups.append(Group({name: channels[name] for name in sorted(channels, key=order.__getitem__)}, lost))
     return sorted(groups, key=lambda g: next((order[name], of[0]) for name, of in g.channels.items()))
+
+
+def kept_groups(groups: Sequence[Group], keep: KeepSet) -> NDArray[np.bool_]:
+    """(G,): which groups stay by a keep-set; channels of layers that are not in it do.
+
+    Example:
+        >>> kept_groups([Group({"conv": (k,)}, 9) for k in range(3)], {"conv": (0, 2)})
+        array([ True, False,  True])
+    """
+    stay = {layer: frozenset(channels) for layer, channels in keep.items()}
+    return np.array([all(stay.get(n, frozenset(of)).issuperset(of) for n, of in g.channels.items()) for g in groups])
 
 
 def traced(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Any:

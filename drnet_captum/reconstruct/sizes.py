@@ -17,7 +17,6 @@ from drnet_captum.engine.unwrap import uncompiled
 from drnet_captum.reconstruct.groups import (
     CONVOLUTION,
     Group,
-    KeepSet,
     all_ties,
     is_layer,
     out_channels,
@@ -168,7 +167,6 @@ class Costs:
         self._group = np.concatenate([np.zeros(0, np.int64), *touched])
         rows = [np.stack([n_in, n_out])[:, g] for (_, n_in, n_out), g in zip(found, touched, strict=True)]
         self._sides = np.concatenate([np.zeros((2, 0)), *rows], axis=1)  # (2, E) channels
-        self._channels = [group.channels.items() for group in groups]
         self.total = self.of(np.ones(count, dtype=np.bool_))
 
     def counts(self, kept: Flags) -> Values:
@@ -181,13 +179,6 @@ class Costs:
     def of(self, kept: Flags) -> float:
         """What a set of groups costs."""
         return float(np.rint(self.constant + self.alone @ kept + self._pair @ np.multiply(*self.counts(kept))))
-
-    def of_keep(self, keep: KeepSet) -> float:
-        """What a keep-set costs: layers that are not in it stay whole."""
-        stay = {layer: frozenset(channels) for layer, channels in keep.items()}
-        return self.of(
-            np.array([all(stay.get(n, frozenset(of)).issuperset(of) for n, of in c) for c in self._channels])
-        )
 
     def along(self, order: Numbers, stays: Flags) -> Values:
         """What ``stays`` costs together with the first 1, 2, … groups of an order; they are not in it already."""
