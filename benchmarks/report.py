@@ -136,6 +136,60 @@ def dissection_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nMedian of paired ratios (interquartile interval). {source}."
 
 
+CHANNELS = {
+    "classes": "**of the two classes**",
+    "all classes": "of all ten classes",
+    "weight norm": "of the largest weights",
+    "random": "random, mean of 5",
+    "other classes": "of two other classes",
+}
+SHOWN_BUDGETS = (0.02, 0.05, 0.11, 0.2, 0.3)
+
+
+def subnetworks_table(results: dict[str, dict[str, Any]]) -> str:
+    """Rows networks and channels, columns budgets; points below the whole network over two outputs, and over ten."""
+    lines = [
+        "| network | channels that stay | " + " | ".join(f"{budget:.0%}" for budget in SHOWN_BUDGETS) + " |",
+        "|---|---|" + "---|" * len(SHOWN_BUDGETS),
+    ]
+    for name, found in results.items():
+        rows = found["rows"]
+        whole = next(r for r in rows if r["criterion"] == "whole network")
+        first = f"{name}: {whole['among']:.2%} of two, {whole['over_all']:.2%} over ten"
+        for correction, said in (("none", ""), ("recalibrated", ", norms recalibrated")):
+            for criterion, title in CHANNELS.items():
+                cells = [_lost(rows, criterion, correction, budget) for budget in SHOWN_BUDGETS]
+                if any(cells):
+                    lines.append(f"| {first} | {title}{said} | {' | '.join(cells)} |")
+                    first = ""
+    where = next(iter(results.values()))["environment"]
+    source = (
+        f"VGG16-BN, {where['parameters'] / 1e6:.1f} million parameters; {where['data']}, {where['test_images']:,} test "
+        f"images, {where['dissected_images']:,} training images dissected; torch {where['torch']}, seed {where['seed']}"
+    )
+    return "\n".join(lines) + f"\n\nPoints: over the two outputs / over all ten. {source}."
+
+
+def _lost(rows: list[dict[str, Any]], criterion: str, correction: str, budget: float) -> str:
+    """Of the widths that were tried, those that suit the criterion best."""
+    found = [r for r in rows if (r["criterion"], r["correction"], r["budget"]) == (criterion, correction, budget)]
+    if not found:
+        return ""
+    among, over_all = (max(r[f"{score}_points"] for r in found) for score in ("among", "over_all"))
+    return f"{among:+.1f} / {over_all:+.1f}"
+
+
+def subnetwork_speed(results: dict[str, Any]) -> str:
+    """A sentence."""
+    speed, choosing = results["rows"]
+    return (
+        f"At 11% of the parameters it is **{speed['median']:.1f}×** faster than the whole network "
+        f"({speed['low']:.1f}–{speed['high']:.1f}; batch {speed['batch_size']}, {results['environment']['threads']} "
+        f"threads), and channels for any of {choosing['sets']:,} sets of classes are chosen in "
+        f"**{choosing['median']:.0f} ms** (at most {choosing['largest']:.0f})."
+    )
+
+
 def methods_table() -> str:
     """Every method of the registry."""
     lines = ["| name | class | paper | needs | maps |", "|---|---|---|---|---|"]
@@ -153,11 +207,14 @@ def latest(pattern: str) -> dict[str, Any]:
 
 def filled(text: str) -> str:
     """README with its tables made anew."""
+    plain, sparse = (latest(f"subnetworks_vgg16_bn_fashion-mnist{kind}.json") for kind in ("", "_sparse"))
     tables = {
         "speed": speed_table(latest("classical_cpu_*.json")),
         "layers": layers_table(latest("layers_*.json")),
         "grounding": grounding_table(latest("grounding.json")),
         "dissection": dissection_table(latest("dissection_cpu_*.json")),
+        "subnetworks": subnetworks_table({"plain": plain, "trained on for sparse norms": sparse}),
+        "subnetwork speed": subnetwork_speed(latest("subnetwork_speed_*.json")),
         "methods": methods_table(),
     }
     for name, table in tables.items():

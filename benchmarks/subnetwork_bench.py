@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.small_images import Data
 from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
-from drnet_captum.reconstruct.baselines import at_the_widths_of, evenly, random_importance, weight_norms
+from drnet_captum.reconstruct.baselines import random_importance, weight_norms
 from drnet_captum.reconstruct.groups import KeepSet, find_groups, kept_groups
-from drnet_captum.reconstruct.keep import choose, group_importance
+from drnet_captum.reconstruct.keep import Chooser
 from drnet_captum.reconstruct.masks import MaskedModel
-from drnet_captum.reconstruct.recalibration import match, recalibrate
+from drnet_captum.reconstruct.recalibration import recalibrate
 from drnet_captum.reconstruct.sizes import Costs, Values, find_sizes
+from drnet_captum.reconstruct.slicing import sliced
 from drnet_captum.reconstruct.subnetwork_report import accuracies
 
 Criterion = Literal["classes", "other classes", "all classes", "weight norm", "random"]
-Correction = Literal["none", "recalibrated", "matched"]
+Widths = Literal["own", "even", "all classes'"]
 PER_CLASS = 200  # images dissected
-CORRECTING = 256  # images
+RECALIBRATING = 256  # images
+BATCH = 250
 CLASSES = 10
 
 
@@ -36,10 +39,10 @@ def spread_over_classes(labels: Tensor, per_class: int, seed: int) -> Tensor:
 
 
 def dissected(model: nn.Module, data: Data, seed: int) -> Dissection:
-    """2,000 training images, once."""
+    """2,000 training images, once; every class is set against every other."""
     images, labels = data.train
     convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    dissector = Dissector(model, layers=convolutions, exemplars=1)
+    dissector = Dissector(model, layers=convolutions, exemplars=1, contrasts=range(CLASSES))
     for rows in spread_over_classes(labels, PER_CLASS, seed).split(100):
         dissector.update(images[rows].contiguous(), labels[rows])
     return dissector.result()
@@ -52,7 +55,7 @@ class Bench:
         model: in eval mode.
         data: of ten classes.
         tested: which test images are looked at; None: all.
-        seed: of the images that are dissected, and of those for corrections.
+        seed: of the images that are dissected, and of those that norms are recalibrated on.
     """
 
     def __init__(self, model: nn.Module, data: Data, tested: Tensor | None = None, seed: int = 0) -> None:
@@ -62,94 +65,80 @@ class Bench:
         self.example = self.images[:1].contiguous()
         self.dissection = dissected(model, data, seed)
         self.groups = find_groups(model, self.example)
-        self.sizes = find_sizes(model, self.example, self.groups)
-        self.costs = Costs(self.groups, self.sizes, "parameters")
-        self.total = sum(p.numel() for p in model.parameters())
-        self.answers = self._logits(model, torch.arange(len(self.labels)))
-        self.norms = weight_norms(model, self.groups)
+        sizes = find_sizes(model, self.example, self.groups)
+        self.costs = Costs(self.groups, sizes, "parameters")
+        self.chooser = Chooser(self.groups, sizes=sizes)
         self.is_chain = is_chain(model)
+        self.answers = self._logits(model, torch.arange(len(self.labels)))
+        self._fixed: dict[tuple[tuple[str, tuple[int, ...]], ...], Tensor] = {}
 
-    def choose(self, classes: Sequence[int], budget: float) -> KeepSet:
+    def choose(self, classes: Iterable[int], budget: float) -> KeepSet:
         """Our channels."""
-        return choose(self.dissection, self.groups, classes, budget, sizes=self.sizes).keep
+        return self.chooser.within(self.chooser.importance(self.dissection, classes), budget).keep
 
-    def importance(self, classes: Sequence[int], criterion: Criterion, seed: int) -> Values:
-        """(G,): by another criterion."""
+    def others(self, classes: Sequence[int]) -> list[int]:
+        """As many other classes, drawn."""
+        left = [c for c in range(CLASSES) if c not in classes]
+        found: list[int] = (
+            np.random.default_rng([self.seed, *classes]).choice(left, len(classes), replace=False).tolist()
+        )
+        return found
+
+    def importance(self, criterion: Criterion, seed: int) -> Values:
+        """(G,): of other criteria, the same for all classes."""
         if criterion == "random":
-            return random_importance(self.groups, [seed, *classes])
-        if criterion == "weight norm":
-            return self.norms
-        chosen: Sequence[int] = range(CLASSES)
-        if criterion == "other classes":
-            left = [c for c in range(CLASSES) if c not in classes]
-            chosen = np.random.default_rng([self.seed, *classes]).choice(left, len(classes), replace=False).tolist()
-        return group_importance(self.dissection, self.groups, chosen)
-
-    def as_wide(self, keep: KeepSet, classes: Sequence[int], criterion: Criterion, seed: int) -> KeepSet:
-        """Other channels, as many in every layer."""
-        return at_the_widths_of(keep, self.groups, self.importance(classes, criterion, seed))
-
-    def evenly(self, classes: Sequence[int], budget: float, criterion: Criterion, seed: int) -> KeepSet:
-        """Other channels, the same share of every layer."""
-        importance = self.importance(classes, criterion, seed)
-        return evenly(self.groups, importance, self.costs, budget)
+            return random_importance(self.groups, seed)
+        return weight_norms(self.model, self.groups)
 
     def whole(self, classes: Sequence[int]) -> dict[str, Any]:
         """A row of the whole network."""
         rows = self._of(classes)
-        among, over_all = accuracies(self.answers[rows], self.labels[rows], classes)
-        return record(classes, 1.0, "whole network", 0, "ours", "none") | {
-            "parameters": self.total,
-            "among": among,
-            "over_all": over_all,
-        }
+        name = record(classes, 1.0, "whole network", 0, "own") | {"correction": "none"}
+        return name | self._score(self.answers[rows], rows, classes, self.costs.total)
 
-    def scored(
-        self,
-        classes: Sequence[int],
-        budget: float,
-        criterion: str,
-        seed: int,
-        widths: str,
-        keep: KeepSet,
-        corrections: Sequence[Correction] = ("none",),
-    ) -> Iterator[dict[str, Any]]:
-        """Rows of one keep-set: as it is, and corrected."""
+    def scored(self, classes: Sequence[int], keep: KeepSet, *, fixed: bool = False) -> dict[str, Any]:
+        """What is measured of a keep-set; of a ``fixed`` one all test images' answers are kept for further classes."""
         rows = self._of(classes)
-        small = self.smaller(keep)
-        for correction in corrections:
-            logits = self._logits(self._corrected(small, keep, classes, correction), rows)
-            among, over_all = accuracies(logits, self.labels[rows], classes)
-            yield record(classes, budget, criterion, seed, widths, correction) | {
-                "parameters": round(self.costs.of(kept_groups(self.groups, keep))),
-                "among": among,
-                "over_all": over_all,
-            }
+        if fixed:
+            key = tuple(sorted(keep.items()))
+            if key not in self._fixed:
+                self._fixed[key] = self._logits(self._smaller(keep), torch.arange(len(self.labels)))
+            logits = self._fixed[key][rows]
+        else:
+            logits = self._logits(self._smaller(keep), rows)
+        return self._score(logits, rows, classes, self._cost(keep))
 
-    def smaller(self, keep: KeepSet) -> nn.Module:
-        """With these channels and all outputs. A chain is sliced by indexing, which takes milliseconds."""
-        return sliced_chain(self.model, keep) if self.is_chain else MaskedModel(self.model, keep, self.example)
-
-    def _corrected(self, small: nn.Module, keep: KeepSet, classes: Sequence[int], correction: Correction) -> nn.Module:
-        if correction == "none":
-            return small
+    def recalibrated(self, classes: Sequence[int], keep: KeepSet) -> dict[str, Any]:
+        """The same after the batch norms were recalibrated on training images of the classes."""
         images, labels = self.data.train
         of = torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
         generator = torch.Generator().manual_seed(self.seed + 1)
-        some = images[of[torch.randperm(len(of), generator=generator)[:CORRECTING]]].contiguous()
-        return recalibrate(small, some) if correction == "recalibrated" else match(small, self.model, keep, some)
+        some = images[of[torch.randperm(len(of), generator=generator)[:RECALIBRATING]]].contiguous()
+        small = sliced_chain(self.model, keep) if self.is_chain else sliced(self.model, keep, self.example)
+        rows = self._of(classes)
+        return self._score(self._logits(recalibrate(small, some), rows), rows, classes, self._cost(keep))
+
+    def _smaller(self, keep: KeepSet) -> nn.Module:
+        """With these channels and all outputs. A chain is sliced by indexing, which takes milliseconds."""
+        return folded(sliced_chain(self.model, keep)) if self.is_chain else MaskedModel(self.model, keep, self.example)
+
+    def _score(self, logits: Tensor, rows: Tensor, classes: Sequence[int], cost: float) -> dict[str, Any]:
+        among, over_all = accuracies(logits, self.labels[rows], classes)
+        return {"parameters": round(cost), "among": among, "over_all": over_all}
+
+    def _cost(self, keep: KeepSet) -> float:
+        return self.costs.of(kept_groups(self.groups, keep))
 
     def _of(self, classes: Sequence[int]) -> Tensor:
         return torch.isin(self.labels, torch.tensor(classes)).nonzero()[:, 0]
 
     def _logits(self, model: nn.Module, rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([model(self.images[part].contiguous()) for part in rows.split(250)])
+        with torch.inference_mode():
+            parts = [self.images[part].contiguous(memory_format=torch.channels_last) for part in rows.split(BATCH)]
+            return torch.cat([model(part) for part in parts])
 
 
-def record(
-    classes: Sequence[int], budget: float, criterion: str, seed: int, widths: str, correction: str
-) -> dict[str, Any]:
+def record(classes: Sequence[int], budget: float, criterion: str, seed: int, widths: str) -> dict[str, Any]:
     """The columns that say which sub-network it is."""
     return {
         "classes": " ".join(map(str, classes)),
@@ -157,7 +146,6 @@ def record(
         "criterion": criterion,
         "seed": seed,
         "widths": widths,
-        "correction": correction,
     }
 
 
@@ -200,3 +188,14 @@ def sliced_chain(model: nn.Module, keep: Mapping[str, Sequence[int]]) -> Chain:
     head = nn.Linear(len(before), whole.out_features)
     head.load_state_dict({"weight": whole.weight[:, before], "bias": whole.bias})
     return Chain(features, head).eval()
+
+
+def folded(chain: Chain) -> Chain:
+    """The same answers, with norms folded into their convolutions."""
+    steps: list[nn.Module] = []
+    for step in chain.features:
+        if isinstance(step, nn.BatchNorm2d):
+            steps[-1] = fuse_conv_bn_eval(steps[-1], step)  # type: ignore[type-var]
+        else:
+            steps.append(step)
+    return Chain(nn.Sequential(*steps), chain.classifier).eval()

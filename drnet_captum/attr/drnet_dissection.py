@@ -114,8 +114,13 @@ def read_importance(
     sites: Sequence[Site],
     y: Tensor,
     also: Callable[[Site, Tensor], None] | None = None,
+    *,
+    keep: bool = False,
 ) -> dict[str, Tensor]:
-    """s_k of all units of the sites: layer → (N, C). ``also`` gets every site's activation on the way."""
+    """s_k of all units of the sites: layer → (N, C). ``also`` gets every site's activation on the way.
+
+    ``keep`` keeps the graph for further passes.
+    """
     places = {site.layer.name: site for site in sites}
     found = {}
 
@@ -124,7 +129,7 @@ def read_importance(
         if also is not None:
             also(places[name], activation)
 
-    tape.backward(y, read)
+    tape.backward(y, read, keep=keep)
     for site in sites:
         found.setdefault(site.layer.name, y.new_zeros(len(y), site.layer.channels))
     return found

@@ -179,11 +179,16 @@ def photo_folder(data: Path, card: ModelCard, count: int, classes: Sequence[int]
 
     folder = PhotoFolder(data, card, count)
     if classes and any(label >= 0 for label in folder.labels):
-        rows = [i for i, label in enumerate(folder.labels) if label in classes]
-        if not rows:
+        only_classes(folder, classes)
+        if not folder.paths:
             raise ValueError(f"no photos in {data} are of the classes {', '.join(map(card.label, classes))}")
-        folder.paths, folder.labels = [folder.paths[i] for i in rows], [folder.labels[i] for i in rows]
     return folder
+
+
+def only_classes(folder: PhotoFolder, classes: Sequence[int]) -> None:
+    """Leave the photos of other classes out."""
+    rows = [i for i, label in enumerate(folder.labels) if label in classes]
+    folder.paths, folder.labels = [folder.paths[i] for i in rows], [folder.labels[i] for i in rows]
 
 
 def read_photos(images: Sequence[Path], others: Sequence[Path] | None) -> dict[str, Image.Image]:

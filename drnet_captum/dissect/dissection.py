@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drnet_captum.dissect.exemplars import Exemplars, Pixels, crop, keep_images, read_jpeg
-from drnet_captum.dissect.importance import ClassImportance
-from drnet_captum.dissect.moments import ChannelMoments
+from drnet_captum.dissect.exemplars import Pixels, crop, keep_images, read_jpeg
+from drnet_captum.dissect.layer_units import LayerUnits as LayerUnits
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from drnet_captum.dissect.labels import UnitLabel
-    from drnet_captum.layers.units import UnitLayer
-
 _RECORDED_CLASSES = 3
-_MAKE_AGAIN = "add a.without_labels() and b.without_labels(), and make the labels again from the sum's statistics"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerUnits:
-    """One layer's units.
-
-    Attributes:
-        layer: where they are: name, kind, number, grid, receptive field.
-        importance: what they add to the classes' scores.
-        exemplars: the images at which they fire most.
-        labels: what they detect, one label a unit; () where that was not asked.
-        concepts: further labels by where they come from ("masks", "text"), one a unit each.
-        similarity: how their activations vary together, where that was asked.
-
-    Raises:
-        ValueError: statistics or labels of another number of units.
-    """
-
-    layer: UnitLayer
-    importance: ClassImportance
-    exemplars: Exemplars
-    labels: tuple[UnitLabel, ...] = ()
-    concepts: Mapping[str, tuple[UnitLabel, ...]] = field(default_factory=dict)
-    similarity: ChannelMoments | None = None
-
-    def __post_init__(self) -> None:
-        counts = {"importance": self.importance.channels, "exemplars": self.exemplars.channels}
-        counts |= {"similarity": self.similarity.channels} if self.similarity else {}
-        counts |= {"labels": len(self.labels)} if self.labels else {}
-        counts |= {name: len(labels) for name, labels in self.concepts.items()}
-        for what, count in counts.items():
-            if count != self.layer.channels:
-                raise ValueError(f"layer {self.layer.name} has {self.layer.channels} units, got {what} of {count}")
-
-    def __add__(self, other: LayerUnits) -> LayerUnits:
-        if not isinstance(other, LayerUnits):
-            return NotImplemented
-        name = self.layer.name
-        if self.layer != other.layer:
-            raise ValueError(f"expected the same layer, got {self.layer} and {other.layer}")
-        if (self.similarity is None) != (other.similarity is None):
-            raise ValueError(f"layer {name}: one side only has similarities: dissect both with the same settings")
-        if self.labels and other.labels and self.labels != other.labels:
-            raise ValueError(f"layer {name}: the two sides have different labels: {_MAKE_AGAIN}")
-        for source in self.concepts.keys() & other.concepts.keys():
-            if self.concepts[source] != other.concepts[source]:
-                raise ValueError(f"layer {name}: the two sides have different {source!r} labels: {_MAKE_AGAIN}")
-        both = None if self.similarity is None or other.similarity is None else self.similarity + other.similarity
-        return LayerUnits(
-            layer=self.layer,
-            importance=self.importance + other.importance,
-            exemplars=self.exemplars + other.exemplars,
-            labels=self.labels or other.labels,
-            concepts={**self.concepts, **other.concepts},
-            similarity=both,
-        )
-
-    def __repr__(self) -> str:
-        known = [name for name in ("labels", "similarity") if getattr(self, name)] + list(self.concepts)
-        return f"LayerUnits({self.layer.name}: {self.layer.channels} units{''.join(f', {name}' for name in known)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,6 +38,8 @@ class Dissection:
 
     Example:
         >>> import torch
+        >>> from drnet_captum.dissect.exemplars import Exemplars
+        >>> from drnet_captum.dissect.importance import ClassImportance
         >>> from drnet_captum.layers.fields import Field
         >>> from drnet_captum.layers.units import UnitLayer
         >>> layer = UnitLayer("conv1", "convolution", 2, (4, 4), Field((3, 3), (1.0, 1.0), (-1.0, -1.0)))

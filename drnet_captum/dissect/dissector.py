@@ -1,4 +1,4 @@
-"""A dissection in the making: batch after batch, one forward and one backward pass each."""
+"""A dissection in the making: batch after batch, one forward pass and one backward pass or a few."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from drnet_captum.attr.base import Score, scores
 from drnet_captum.attr.drnet_dissection import read_importance
 from drnet_captum.data.card import ModelCard
+from drnet_captum.dissect.contrasts import checked_contrasts, read_contrasts, rivals_of
 from drnet_captum.dissect.dissection import Dissection, LayerUnits
 from drnet_captum.dissect.exemplars import Exemplars, Pixels, content_key, keep_images
 from drnet_captum.dissect.fingerprint import fingerprint
@@ -41,6 +42,10 @@ class Dissector:
         score: whose importance: the class's "logit", or its "log_prob".
         exemplars: how many images are kept for each unit.
         card: the model's name, how it sees a photo, and the names of its classes.
+        contrasts: classes to set against each other: at least two, or none.
+
+    Raises:
+        ValueError: no layers or exemplars; contrasts of one class, of a class twice, or of another score than logits.
 
     Example:
         >>> import timm, torch
@@ -58,14 +63,17 @@ class Dissector:
         score: Score = "logit",
         exemplars: int = 4,
         card: ModelCard | None = None,
+        contrasts: Sequence[int] = (),
     ) -> None:
         if layers is not None and (isinstance(layers, (str, nn.Module)) or not layers):
             raise ValueError(f"expected layers to be a list of at least one module or name, got {layers!r}")
         if exemplars < 1:
             raise ValueError(f"expected exemplars to be at least 1, got {exemplars}")
         self.model, self.layers, self.score, self.count, self.card = model, layers, score, exemplars, card
+        self.contrasts = checked_contrasts(contrasts, score)
         self.sites: list[Site] = []
         self._importance: dict[str, ClassImportance] = {}
+        self._contrasts: dict[str, dict[int, ClassImportance]] = {}
         self._exemplars: dict[str, Exemplars] = {}
         self._moments: dict[str, ChannelMoments] = {}
         self._images: dict[str, bytes] = {}
@@ -88,6 +96,7 @@ class Dissector:
             for site in self.sites:
                 name, channels = site.layer.name, site.layer.channels
                 self._importance[name] = ClassImportance(channels)
+                self._contrasts[name] = {u: ClassImportance(channels) for u in self.contrasts}
                 self._exemplars[name] = Exemplars(channels, self.count)
                 if site.layer.kind == "layer":
                     self._moments[name] = ChannelMoments(channels)
@@ -104,7 +113,7 @@ class Dissector:
             The model's scores, (N, K).
 
         Raises:
-            ValueError: labels that are not the model's classes, images of another size than before.
+            ValueError: labels or contrasts that are not the model's classes, images of another size than before.
         """
         sites = self.begin(images)
         if tuple(images.shape[1:]) != self._size:
@@ -112,6 +121,7 @@ class Dissector:
         tape = UnitTape(self.model, {site.layer.name: site for site in sites})
         output = tape.forward(images)
         classes = checked_labels(labels, output)
+        rivals = rivals_of(classes, self.contrasts, output.shape[1])
         peaks: dict[str, tuple[Tensor, Tensor]] = {}
         sampled: dict[str, Tensor] = {}
 
@@ -121,14 +131,19 @@ class Dissector:
             if site.layer.name in self._moments:
                 sampled[site.layer.name] = some_positions(maps)
 
-        found = read_importance(tape, sites, scores(output, classes.tolist(), self.score), look)
-        if not all(bool(values.isfinite().all()) for values in found.values()):
+        y = scores(output, classes.tolist(), self.score)
+        found = read_importance(tape, sites, y, look, keep=len(rivals) > 0)
+        against = read_contrasts(tape, sites, output, classes, rivals)
+        if not all(bool(values.isfinite().all()) for values in (*found.values(), *against.values())):
             raise ValueError("the importances have NaN or infinite values: run the model in float32 or bfloat16")
         pictures = [self.picture(image) for image in images]
         keys = [content_key(picture) for picture in pictures]
         for site in sites:
             name = site.layer.name
             self._importance[name].update(found[name].cpu(), classes)
+            for u, sums in self._contrasts[name].items() if name in against else ():
+                at = rivals == u
+                sums.update(against[name][at], classes.expand_as(rivals)[at])
             if name in peaks:
                 values, places = peaks[name]
                 self._exemplars[name].update(values.cpu(), places.cpu(), grid_of(site), keys)
@@ -162,6 +177,7 @@ class Dissector:
                 importance=self._importance[site.layer.name],
                 exemplars=self._exemplars[site.layer.name],
                 similarity=self._moments.get(site.layer.name),
+                contrasts=self._contrasts[site.layer.name],
             )
             for site in self.sites
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -99,13 +99,21 @@ class ClassImportance:
         Raises:
             ValueError: no image of this class was seen (says which classes there are).
         """
-        row = self._rows.get(c)
-        if row is None:
-            known = sorted(self._rows)
-            more = f", … {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-            there = ", ".join(map(str, known[:_SHOWN])) + more if known else "none yet"
-            raise ValueError(f"no image of class {c} was seen; the classes seen are: {there}")
+        row = self._row(c)
         return self._signed[row] / self._counts[row], self._absolute[row] / self._counts[row]
+
+    def absolute_of(self, classes: Sequence[int]) -> Tensor:
+        """(len(classes), C) float64: of each of these classes the mean of |s_k|.
+
+        Raises:
+            ValueError: no image of one of them was seen.
+        """
+        rows = [self._row(c) for c in classes]
+        return self._absolute[rows] / self._counts[rows][:, None]
+
+    def __contains__(self, c: int) -> bool:
+        """Whether an image of class c was seen."""
+        return c in self._rows
 
     def top(self, c: int, n: int) -> list[tuple[int, float]]:
         """The n units that add most to class c: (unit, signed mean), strongest first, equal ones by number.
@@ -175,6 +183,15 @@ class ClassImportance:
         loaded = cls(signed.shape[1])
         loaded._add(classes, counts.long(), signed.double(), absolute.double())
         return loaded
+
+    def _row(self, c: int) -> int:
+        row = self._rows.get(c)
+        if row is None:
+            known = sorted(self._rows)
+            more = f", … {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            there = ", ".join(map(str, known[:_SHOWN])) + more if known else "none yet"
+            raise ValueError(f"no image of class {c} was seen; the classes seen are: {there}")
+        return row
 
     def _order(self) -> list[int]:
         return [self._rows[c] for c in sorted(self._rows)]

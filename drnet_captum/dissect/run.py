@@ -40,6 +40,7 @@ def dissect(
     similarity: Callable[[Tensor], Tensor] | None = None,
     concepts: Sequence[str] = (),
     card: ModelCard | None = None,
+    contrasts: Sequence[int] = (),
     batch_size: int = 32,
     progress: Step | None = None,
 ) -> Dissection:
@@ -64,12 +65,17 @@ def dissect(
         similarity: images (as the model takes them) → (N, T), for CLIP-Dissect; taken over ``data``.
         concepts: the T texts.
         card: how the model sees a photo and what its classes are called. None: the model's own, where it has one.
+        contrasts: classes to set against each other, such as those of a sub-network. Of an image of one of them, c, and
+            every other one, u, it is also summed up what a unit adds to the logit of c more than to that of u
+            (``LayerUnits.contrasts``). For K classes that takes K backward passes a batch instead of one, one where no
+            image is of these classes, and memory for K² sums a unit.
         batch_size: of photos in a folder, and of stimuli.
         progress: told what is done, how much of it, and of how much (0: not known).
 
     Raises:
         ValueError: labels outside the model's classes, a loader without batches, masks of another size, a folder whose
-            subfolders are not the model's classes, layers that share a module; stimuli for a model without a card.
+            subfolders are not the model's classes, layers that share a module; stimuli for a model without a card;
+            contrasts of one class, of a class twice, of none of the model's, of log-probabilities, or without data.
 
     Example:
         >>> import timm
@@ -85,11 +91,13 @@ def dissect(
     check_pair("similarity", similarity is not None, "concepts", concepts)
     if similarity is not None and data is None:
         raise ValueError("texts are compared with the images of data: pass data= with similarity=")
+    if data is None and len(contrasts):
+        raise ValueError("contrasts are summed up over the images of data: pass data= with contrasts=")
     card = card if card is not None else known_card(model)
     if stimuli and card is None:
         raise ValueError("expected card= with stimuli=True: how the model sees a photo is not known")
     like = example_parameter(model)
-    dissector = Dissector(model, layers=layers, score=score, exemplars=exemplars, card=card)
+    dissector = Dissector(model, layers=layers, score=score, exemplars=exemplars, card=card, contrasts=contrasts)
     texts: dict[str, TextConcepts] = {}
     done = 0
     for images, labels in batches(data, model, card, batch_size):

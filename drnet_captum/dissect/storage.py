@@ -29,6 +29,7 @@ _CONTENT = "drnet_captum dissection"
 _JSON = "dissection.json"
 _STATISTICS = "statistics.safetensors"
 _IMAGES = "images"
+_CONTRAST = "contrast_"  # and the class that others are set against
 _FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}")  # of an image key: it must not lead out of the folder
 
 
@@ -142,6 +143,7 @@ def _describe(dissection: Dissection) -> tuple[dict[str, Any], dict[str, Tensor]
         states = {"importance": units.importance.state(), "exemplars": exemplars}
         if units.similarity is not None:
             states["similarity"] = units.similarity.state()
+        states |= {f"{_CONTRAST}{u}": sums.state() for u, sums in units.contrasts.items()}
         for what, state in states.items():
             tensors |= {f"{number}.{what}.{name}": tensor.contiguous() for name, tensor in state.items()}
         labels = {"labels": _rows(units.labels), "concepts": {k: _rows(v) for k, v in sorted(units.concepts.items())}}
@@ -168,6 +170,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor], images: dict
     layers = []
     for number, layer in enumerate(described["layers"]):
         states = {what: grouped[f"{number}.{what}"] for what in layer["statistics"]}
+        others = sorted(int(what.removeprefix(_CONTRAST)) for what in states if what.startswith(_CONTRAST))
         field = {name: tuple(layer["field"][name]) for name in ("size", "stride", "start")}
         layers.append(
             LayerUnits(
@@ -183,6 +186,7 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor], images: dict
                 labels=_labels(layer["labels"]),
                 concepts={source: _labels(rows) for source, rows in layer["concepts"].items()},
                 similarity=ChannelMoments.from_state(states["similarity"]) if "similarity" in states else None,
+                contrasts={u: ClassImportance.from_state(states[f"{_CONTRAST}{u}"]) for u in others},
             )
         )
     names = described["class_names"]

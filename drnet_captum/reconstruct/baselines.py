@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from drnet_captum.reconstruct.groups import Group, KeepSet, kept_groups, out_channels
-from drnet_captum.reconstruct.sizes import Costs, Values
+from drnet_captum.reconstruct.sizes import Costs, Flags, Values
 
 
 def random_importance(groups: Sequence[Group], seed: int | Sequence[int]) -> Values:
@@ -55,12 +55,18 @@ def at_the_widths_of(keep: KeepSet, groups: Sequence[Group], importance: Values)
         groups: a partition of the channels that may be removed.
         importance: (G,).
 
+    Raises:
+        ValueError: a keep-set that parts a group.
+
     Example:
         >>> groups = [Group({"conv": (k,)}, 9) for k in range(4)]
         >>> at_the_widths_of({"conv": (0, 1)}, groups, np.array([0.0, 1.0, 2.0, 1.5]))
         {'conv': (2, 3)}
     """
     kept = kept_groups(groups, keep)
+    whole = union(groups, np.flatnonzero(kept).tolist())
+    if torn := sorted(layer for layer, channels in keep.items() if set(channels) != set(whole.get(layer, channels))):
+        raise ValueError(f"expected a keep-set of whole groups, got one that parts a group of {torn[0]!r}")
     best: list[int] = []
     for members in alike(groups, importance):
         best += members[: kept[members].sum()]
@@ -72,26 +78,35 @@ def evenly(groups: Sequence[Group], importance: Values, costs: Costs, budget: fl
 
     Args:
         groups: a partition of the channels that may be removed.
-        importance: (G,).
+        importance: (G,); NaN for groups that stay.
         costs: of these groups.
-        budget: the share of the whole model that may stay.
+        budget: the share of the whole model that may stay, above 0 and at most 1.
+
+    Raises:
+        ValueError: a budget outside (0, 1], or below what one group a layer costs.
 
     Example:
         >>> groups = [Group({"a": (k,)}, 9) for k in range(2)] + [Group({"b": (k,)}, 9) for k in range(4)]
         >>> evenly(groups, np.arange(6.0), Costs(groups, (), "channels"), budget=4 / 6)
         {'a': (1,), 'b': (1, 2, 3)}
     """
-    ranked = alike(groups, importance)
+    if not 0 < budget <= 1:
+        raise ValueError(f"expected a budget above 0 and at most 1, the share that may stay, got {budget}")
+    ranked, stays = alike(groups, importance), np.isnan(importance)
 
-    def of(share: float) -> list[int]:
-        return [g for members in ranked for g in members[: max(1, round(share * len(members)))]]
+    def of(share: float) -> Flags:
+        kept = stays.copy()
+        for members in ranked:
+            kept[members[: max(1, round(share * len(members)))]] = True
+        return kept
 
+    if (least := costs.of(of(0)) / costs.total) > budget:
+        raise ValueError(f"one group a layer already costs {least:.3%}, got a budget of {budget:.3%}")
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        kept = np.isin(np.arange(len(groups)), of(middle))
-        low, high = (middle, high) if costs.of(kept) <= budget * costs.total else (low, middle)
-    return union(groups, of(low))
+        low, high = (middle, high) if costs.of(of(middle)) <= budget * costs.total else (low, middle)
+    return union(groups, np.flatnonzero(of(low)).tolist())
 
 
 def alike(groups: Sequence[Group], importance: Values) -> list[list[int]]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from drnet_captum.dissect.dissection import Dissection
+from drnet_captum.dissect.dissection import Dissection, LayerUnits
 from drnet_captum.reconstruct.groups import Group, KeepSet
 from drnet_captum.reconstruct.sizes import BudgetOf as BudgetOf
 from drnet_captum.reconstruct.sizes import Costs, Flags, LayerSize, Numbers, Values
@@ -54,10 +54,10 @@ def choose(
 ) -> Choice:
     r"""The channels that a set of classes needs most, by the importances of one dissection.
 
-    A group's importance is the sum over its channels and over the classes, each layer's importances of each class
-    summing to one. Groups stay in the order of importance / price\ :sup:`TILT`, the price being what the model costs
-    more with the group than without, at what stays elsewhere; what does not fit the budget any more is passed over.
-    Nothing is searched for: any set of classes takes milliseconds. For many of them, make a :class:`Chooser` once.
+    A group's importance is that of its channels to the classes, each against the others where that was dissected
+    (`group_importance`). Groups stay in the order of importance / price\ :sup:`TILT`, the price being what the model
+    costs more with the group than without, at what stays elsewhere; what does not fit the budget any more is passed
+    over. Nothing is searched for: any set of classes takes milliseconds. For many, make a :class:`Chooser` once.
 
     Args:
         dissection: of the model; its convolutions are read, and no outputs of other layers.
@@ -110,7 +110,15 @@ def within_budget(
 
 
 def group_importance(dissection: Dissection, groups: Sequence[Group], classes: Iterable[int]) -> Values:
-    """(G,): how much each group matters to the classes together; NaN where nothing of it was dissected.
+    r"""(G,): how much each group matters to the classes together; NaN where nothing of it was dissected.
+
+    A channel's importance for class c of a set Q is what it adds to c's score against those of the others,
+
+    .. math:: \sum_{u \in Q, u \ne c} \operatorname{mean}_{x \in c} |s_c(x) - s_u(x)|
+
+    where all classes of Q were set against each other in the dissection (``contrasts``), and mean |s_c| where they were
+    not, or where Q is one class. A layer's importances for one class are then divided by their sum, and those of a
+    group's channels for all classes added up.
 
     Raises:
         ValueError: no classes, one that was not seen, channels that a layer does not have or that are in two groups.
@@ -234,7 +242,7 @@ class _Members:
                     f"layer {layer!r} was dissected with the channels 0 … {units.layer.channels - 1}, and the groups "
                     f"have {channels[0]} … {channels[-1]}: they are of another model"
                 )
-            shares = np.stack([_share(units.importance.of(c)[1].numpy()) for c in wanted]).sum(0)
+            shares = np.stack([_share(row) for row in _importances(units, wanted)]).sum(0)
             total += np.bincount(numbers, shares[channels], self.count)
             known[numbers] = True
         if not known.any():
@@ -268,6 +276,18 @@ class _Members:
 
     def names(self, layers: Flags) -> tuple[str, ...]:
         return tuple(layer for layer, asked in zip(self.layers, layers, strict=True) if asked)
+
+
+def _importances(units: LayerUnits, classes: Sequence[int]) -> Values:
+    """(K, C): of a layer's channels for each class, against the others where every pair of them is known."""
+    importances: Values = units.importance.absolute_of(classes).numpy()
+    others = {u: [c for c in classes if c != u] for u in classes}
+    if len(classes) == 1 or not all(c in units.contrasts.get(u, ()) for u in classes for c in others[u]):
+        return importances
+    importances = np.zeros_like(importances)
+    for u in classes:
+        importances[np.not_equal(classes, u)] += units.contrasts[u].absolute_of(others[u]).numpy()
+    return importances
 
 
 def _share(values: Values) -> Values:
