@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from drnet_captum.layers.layout import to_map
     from drnet_captum.logits import LogitsOf
     from drnet_captum.reconstruct.reconstruction import Reconstruction
+    from drnet_captum.reconstruct.subnetwork import SubNetwork
     from drnet_captum.registry import Method, methods, register_with_captum
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOMES = {
     "layers.layout": ("to_map",),
     "logits": ("LogitsOf",),
     "reconstruct.reconstruction": ("Reconstruction",),
+    "reconstruct.subnetwork": ("SubNetwork",),
     "registry": ("Method", "methods", "register_with_captum"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -75,6 +77,7 @@ __all__ = [
     "Saliency",
     "ScoreCAM",
     "SmoothGrad",
+    "SubNetwork",
     "Tape",
     "TargetLayer",
     "XGradCAM",

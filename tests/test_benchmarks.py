@@ -229,6 +229,8 @@ def test_results_files_say_where_they_come_from():
         others = {
             "layers": {"rule", "models", "good", "not_found"},
             "grounding": {"measure", "rule", "mean", "difference"},
+            "subnetworks": {"criterion", "widths", "correction", "budget", "pairs", "among", "over_all"},
+            "subnetwork_speed": {"case", "model", "measure", "median"},
         }
         keys = next((keys for name, keys in others.items() if file.name.startswith(name)), MEASURED)
         assert all(keys <= set(r) for r in found["rows"])

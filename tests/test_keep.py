@@ -186,6 +186,10 @@ def test_layers_that_were_not_dissected_stay_whole_and_count() -> None:
     mine = dissection(a=[[1.0, 2.0]])
     choice = choose(mine, singles(a=2, b=2), [0], 3 / 4, budget_of="channels")
     assert choice.keep == {"a": (1,)} and choice.unscored == ("b",) and choice.cost == 3
+    with pytest.raises(
+        ValueError, match=r"already costs 75.000%, with b whole, which were not dissected, got a budget"
+    ):
+        choose(mine, singles(a=2, b=2), [0], 0.5, budget_of="channels")
 
 
 def test_outputs_of_other_layers_are_no_channels() -> None:

@@ -161,7 +161,11 @@ class Chooser:
         start = stays | members.best(importance)
         least = costs.of(start) / costs.total
         if least > budget:
-            raise ValueError(f"one group a layer already costs {least:.3%}, got a budget of {budget:.3%}")
+            whole = members.names(members.all_of(stays))
+            why = f", with {', '.join(whole[:3])}{', …' * (len(whole) > 3)} whole, which were not dissected" * bool(
+                whole
+            )
+            raise ValueError(f"one group a layer already costs {least:.3%}{why}, got a budget of {budget:.3%}")
         order = self._order(importance, start, budget)
         kept = self._filled(start, order, budget)
         emptied = members.without(self._filled(stays, order, budget))
