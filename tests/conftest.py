@@ -1,5 +1,21 @@
 """One thread for all tests: they are many and small, and threads on a shared machine only wait for each other."""
 
+from pathlib import Path
+
+import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of timm's test_efficientnet, for 1,000 classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("test_efficientnet", num_classes=1000)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(model.state_dict(), path)
+    return path

@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from test_cli import run
 
 from drnet_captum import Dissection, DRNet, load_model
@@ -24,14 +23,6 @@ from drnet_captum.dissect.dissector import Dissector
 
 PHOTOS = embedded_photos()
 MODEL = "timm:test_efficientnet"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(timm.create_model("test_efficientnet", num_classes=1000).state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def analysis(tmp_path_factory: pytest.TempPathFactory, weights: Path, data: Path) -> tuple[Any, Path]:
+def analysis(tmp_path_factory: pytest.TempPathFactory, small_weights: Path, data: Path) -> tuple[Any, Path]:
     out = tmp_path_factory.mktemp("out") / "new"
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--batch-size", "8", "--out", out]
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", data, "--batch-size", "8", "--out", out]
     return run("analyze", PHOTOS["coffee"], PHOTOS["rocket"], *args), out
 
 
@@ -92,10 +83,10 @@ def test_writes_everything(analysis: tuple[Any, Path]) -> None:
             assert min(image.size) > 20
 
 
-def test_the_dissection_is_loaded_again_and_is_of_that_model(analysis: tuple[Any, Path], weights: Path) -> None:
+def test_the_dissection_is_loaded_again_and_is_of_that_model(analysis: tuple[Any, Path], small_weights: Path) -> None:
     dissection = Dissection.load(analysis[1] / "dissection")
     assert dissection.counts == {285: 12, 967: 12}  # Egyptian cat, espresso
-    model = load_model(MODEL, checkpoint=weights)
+    model = load_model(MODEL, checkpoint=small_weights)
     reconstruction = DRNet(model).reconstruct(dissection)
     with pytest.raises(ValueError, match="other weights"):
         DRNet(timm.create_model("test_efficientnet").eval()).reconstruct(dissection)
@@ -119,8 +110,8 @@ def test_the_report_holds_the_layers_and_modules(analysis: tuple[Any, Path]) -> 
     assert "<h3>coffee.jpg</h3>" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_classes_leave_the_others_out(tmp_path: Path, weights: Path, data: Path) -> None:
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--class", "espresso", "--modules", "3"]
+def test_classes_leave_the_others_out(tmp_path: Path, small_weights: Path, data: Path) -> None:
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", data, "--class", "espresso", "--modules", "3"]
     args += ["--layer", "conv_stem", "--layer", "blocks.1"]
     result = run("analyze", *args, "--out", tmp_path)
     assert result.exit_code == 0
@@ -133,7 +124,7 @@ def test_classes_leave_the_others_out(tmp_path: Path, weights: Path, data: Path)
 
 
 def test_ctrl_c_keeps_what_was_dissected(
-    tmp_path: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Dissector.update
 
@@ -143,17 +134,30 @@ def test_ctrl_c_keeps_what_was_dissected(
         return whole(self, *args)
 
     monkeypatch.setattr(Dissector, "update", interrupted)
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--batch-size", "8", "--out", tmp_path]
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", data, "--batch-size", "8", "--out", tmp_path]
     result = run("analyze", *args)
     assert result.exit_code == 130 and "written so far" in result.stderr
     assert sum(Dissection.load(tmp_path / "dissection").counts.values()) == 16
 
 
-def test_a_broken_photo_in_the_data_is_named_and_the_sums_are_kept(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_a_broken_photo_in_the_data_is_named_and_the_sums_are_kept(
+    tmp_path: Path, small_weights: Path, data: Path
+) -> None:
     album = tmp_path / "album"
     shutil.copytree(data, album)
     (album / "n02124075" / "99.jpg").write_bytes(b"no picture")
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", album, "--batch-size", "8", "--out", tmp_path / "out"]
+    args = [
+        "--model",
+        MODEL,
+        "--checkpoint",
+        small_weights,
+        "--data",
+        album,
+        "--batch-size",
+        "8",
+        "--out",
+        tmp_path / "out",
+    ]
     result = run("analyze", PHOTOS["coffee"], *args)
     assert result.exit_code == 2 and "99.jpg" in result.stderr and "written so far" in result.stderr
     assert sum(Dissection.load(tmp_path / "out" / "dissection").counts.values()) == 24
@@ -176,8 +180,8 @@ def test_mistakes_end_with_a_line(args: list[str], message: str, tmp_path: Path)
     assert "Traceback" not in result.output
 
 
-def test_data_of_other_classes_and_unreadable_photos(tmp_path: Path, weights: Path, data: Path) -> None:
-    args = ["--model", MODEL, "--checkpoint", weights, "--out", tmp_path / "out"]
+def test_data_of_other_classes_and_unreadable_photos(tmp_path: Path, small_weights: Path, data: Path) -> None:
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--out", tmp_path / "out"]
     result = run("analyze", *args, "--data", data, "--class", "tabby")
     assert result.exit_code == 2 and "are of the classes tabby" in result.stderr
     album = tmp_path / "album"

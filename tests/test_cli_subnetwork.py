@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from test_cli import run
 from torch.testing import assert_close
 
@@ -46,14 +44,6 @@ assert not any(name.startswith(("drnet_captum", "captum", "torch_pruning")) for 
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(timm.create_model("test_efficientnet", num_classes=1000).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine photos of three classes, by name, number and WordNet number."""
     root = tmp_path_factory.mktemp("data")
@@ -72,9 +62,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory, weights: Path, data: Path) -> tuple[Any, Path]:
+def cut(tmp_path_factory: pytest.TempPathFactory, small_weights: Path, data: Path) -> tuple[Any, Path]:
     out = tmp_path_factory.mktemp("new") / "out"
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--class", "espresso, 285", "--budget", "0.5"]
+    args = [
+        "--model",
+        MODEL,
+        "--checkpoint",
+        small_weights,
+        "--data",
+        data,
+        "--class",
+        "espresso, 285",
+        "--budget",
+        "0.5",
+    ]
     return run("subnetwork", *args, "--batch-size", "4", "--out", out), out
 
 
@@ -95,10 +96,10 @@ def test_says_what_it_costs_and_how_to_load_it(cut: tuple[Any, Path]) -> None:
     assert lines[-1] == f'load: torch.export.load("{out / "subnetwork.pt2"}").module()(images)'
 
 
-def test_writes_everything(cut: tuple[Any, Path], weights: Path) -> None:
+def test_writes_everything(cut: tuple[Any, Path], small_weights: Path) -> None:
     out = cut[1]
     assert {path.name for path in out.iterdir()} == FILES
-    found, model = read(out), load_model(MODEL, checkpoint=weights)
+    found, model = read(out), load_model(MODEL, checkpoint=small_weights)
     assert found["classes"] == [967, 285] and found["class_names"] == ["espresso", "Egyptian cat"]
     assert found["images"] == {"285": 3, "967": 3}
     assert found["fingerprint"] == fingerprint(model) and found["input_size"] == [3, 160, 160]
@@ -113,14 +114,14 @@ def test_writes_everything(cut: tuple[Any, Path], weights: Path) -> None:
 
 
 def test_what_it_writes_runs_without_this_package_and_answers_as_the_masked_model(
-    cut: tuple[Any, Path], weights: Path, tmp_path: Path
+    cut: tuple[Any, Path], small_weights: Path, tmp_path: Path
 ) -> None:
     images = torch.rand(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     torch.save(images, tmp_path / "images.pt")
     shutil.copytree(cut[1], tmp_path / "out")
     subprocess.run([sys.executable, "-I", "-c", ALONE], cwd=tmp_path, check=True)
     (batch, first, module), size = torch.load(tmp_path / "answers.pt")
-    model, found = load_model(MODEL, checkpoint=weights), read(cut[1])
+    model, found = load_model(MODEL, checkpoint=small_weights), read(cut[1])
     keep = {name: tuple(channels) for name, channels in found["keep"].items()}
     with torch.no_grad():
         expected = MaskedModel(model, keep, images[:1])(images)[:, found["classes"]]
@@ -131,8 +132,10 @@ def test_what_it_writes_runs_without_this_package_and_answers_as_the_masked_mode
 
 
 @pytest.mark.usefixtures("quick")
-def test_classes_are_those_of_the_subfolders_and_gates_are_learned(tmp_path: Path, weights: Path, data: Path) -> None:
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--method", "gates", "--budget-of", "macs"]
+def test_classes_are_those_of_the_subfolders_and_gates_are_learned(
+    tmp_path: Path, small_weights: Path, data: Path
+) -> None:
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", data, "--method", "gates", "--budget-of", "macs"]
     result = run("subnetwork", *args, "--out", tmp_path)
     assert result.exit_code == 0
     found = read(tmp_path)
@@ -141,14 +144,14 @@ def test_classes_are_those_of_the_subfolders_and_gates_are_learned(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("quick")
-def test_of_a_flat_folder_the_models_answers_are_the_labels(tmp_path: Path, weights: Path) -> None:
+def test_of_a_flat_folder_the_models_answers_are_the_labels(tmp_path: Path, small_weights: Path) -> None:
     (tmp_path / "flat").mkdir()
     for name in ("coffee", "rocket"):
         shutil.copy(PHOTOS[name], tmp_path / "flat")
-    model = load_model(MODEL, checkpoint=weights)
+    model = load_model(MODEL, checkpoint=small_weights)
     card = model_card(model)
     answers = [int(model(card.transform(embedded_photo(name))[None]).argmax()) for name in ("coffee", "rocket")]
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", tmp_path / "flat", "--out", tmp_path / "out"]
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", tmp_path / "flat", "--out", tmp_path / "out"]
     result = run("subnetwork", *args)
     assert result.exit_code == 0 and read(tmp_path / "out")["classes"] == sorted(set(answers))
     assert f"coffee.jpg: {card.label(answers[0])} ({answers[0]})" in result.stdout.splitlines()
@@ -158,25 +161,38 @@ def test_of_a_flat_folder_the_models_answers_are_the_labels(tmp_path: Path, weig
     assert card.label(answers[0]) in " ".join(result.stderr.split())
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_nothing(
+    tmp_path: Path, small_weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*args: Any) -> bytes:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subnetwork_files, "exported", interrupted)
-    result = run("subnetwork", "--model", MODEL, "--checkpoint", weights, "--data", data, "--out", tmp_path)
+    result = run("subnetwork", "--model", MODEL, "--checkpoint", small_weights, "--data", data, "--out", tmp_path)
     assert result.exit_code == 130 and "nothing was written" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_where_there_is_no_export_and_where_there_are_no_slices(
-    tmp_path: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*args: Any, **options: Any) -> Any:
         raise ValueError("it branches\non its input")
 
     for name in FILES:
         (tmp_path / name).write_bytes(b"of a run before")
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--budget-of", "channels", "--out", tmp_path]
+    args = [
+        "--model",
+        MODEL,
+        "--checkpoint",
+        small_weights,
+        "--data",
+        data,
+        "--budget-of",
+        "channels",
+        "--out",
+        tmp_path,
+    ]
     monkeypatch.setattr(subnetwork_files, "exported", fails)
     result = run("subnetwork", *args)
     assert result.exit_code == 0 and "cannot trace it (ValueError: it branches)" in result.stdout
@@ -188,13 +204,13 @@ def test_where_there_is_no_export_and_where_there_are_no_slices(
 
 
 def test_a_missing_package_is_told_before_anything_is_dissected(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> Any:
         raise ImportError("pip install this")
 
     monkeypatch.setattr(groups, "_torch_pruning", missing)
-    result = run("subnetwork", "--model", MODEL, "--checkpoint", weights, "--out", tmp_path / "out")
+    result = run("subnetwork", "--model", MODEL, "--checkpoint", small_weights, "--out", tmp_path / "out")
     message = " ".join(result.stderr.split())
     assert result.exit_code == 2 and "pip install this; --budget-of channels needs no slices" in message
     assert not (tmp_path / "out").exists()
@@ -212,17 +228,19 @@ def test_a_missing_package_is_told_before_anything_is_dissected(
         (["--data", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_end_with_a_line(args: list[str], message: str, tmp_path: Path, weights: Path, data: Path) -> None:
-    usual = ["--model", MODEL, "--checkpoint", weights, "--data", data, "--out", tmp_path / "out"]
+def test_mistakes_end_with_a_line(
+    args: list[str], message: str, tmp_path: Path, small_weights: Path, data: Path
+) -> None:
+    usual = ["--model", MODEL, "--checkpoint", small_weights, "--data", data, "--out", tmp_path / "out"]
     result = run("subnetwork", *usual, *args)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output and not list(tmp_path.glob("out/*"))
 
 
-def test_of_many_classes_some_have_to_be_named(tmp_path: Path, weights: Path, data: Path) -> None:
+def test_of_many_classes_some_have_to_be_named(tmp_path: Path, small_weights: Path, data: Path) -> None:
     for c in range(11):
         shutil.copytree(data / "Espresso", tmp_path / "many" / str(c))
-    args = ["--model", MODEL, "--checkpoint", weights, "--data", tmp_path / "many", "--out", tmp_path / "out"]
+    args = ["--model", MODEL, "--checkpoint", small_weights, "--data", tmp_path / "many", "--out", tmp_path / "out"]
     result = run("subnetwork", *args)
     assert result.exit_code == 2 and "expected --class: there are photos of 11 classes" in " ".join(
         result.stderr.split()

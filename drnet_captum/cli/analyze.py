@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import OUT, complain, progress, say, user_errors
+from .options import BatchSize, Checkpoint, Device, ModelName, Out
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,10 +29,8 @@ def command(
         list[Path] | None,
         typer.Argument(help="Image files and folders of them.", show_default="the photos in the package"),
     ] = None,
-    model: Annotated[str, typer.Option(help='"embedded", "timm:NAME" or "torchvision:NAME".')] = "embedded",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for the model: safetensors, or a torch file.", show_default=False)
-    ] = None,
+    model: ModelName = "embedded",
+    checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -49,11 +48,9 @@ def command(
         list[str] | None,
         typer.Option(help="Layers whose feature maps are drawn.", show_default="the last one that DRNet reads"),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 32,
-    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")] = Path("analysis"),
+    device: Device = None,
+    batch_size: BatchSize = 32,
+    out: Out = Path("analysis"),
 ) -> None:
     """Take a network apart: what its units detect, the modules they form, and what each adds to the answers.
 

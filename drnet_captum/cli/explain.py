@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import OUT, complain, progress, say, user_errors
+from .options import Checkpoint, Device, ModelName, Out
 
 
 class Dtype(StrEnum):
@@ -21,10 +22,8 @@ class Dtype(StrEnum):
 
 def command(
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of them.", show_default=False)],
-    model: Annotated[str, typer.Option(help='"embedded", "timm:NAME" or "torchvision:NAME".')] = "embedded",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for the model: safetensors, or a torch file.", show_default=False)
-    ] = None,
+    model: ModelName = "embedded",
+    checkpoint: Checkpoint = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,11 +35,9 @@ def command(
     layer: Annotated[
         str | None, typer.Option(help="Dotted name of the layer for the CAM family.", show_default="found by itself")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the model and its input.")] = Dtype.float32,
-    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")] = Path("explanations"),
+    out: Out = Path("explanations"),
 ) -> None:
     """Explain a model's answers on photos: for each a panel (PNG) and the raw maps (.npz).
 

@@ -11,6 +11,7 @@ import typer
 
 from .analyze import find_classes, only_classes
 from .console import OUT, progress, say, user_errors
+from .options import BatchSize, Checkpoint, Device, ModelName, Out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +41,8 @@ class Method(StrEnum):
 
 
 def command(
-    model: Annotated[str, typer.Option(help='"embedded", "timm:NAME" or "torchvision:NAME".')] = "embedded",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for the model: safetensors, or a torch file.", show_default=False)
-    ] = None,
+    model: ModelName = "embedded",
+    checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -62,11 +61,9 @@ def command(
     method: Annotated[
         Method, typer.Option(help="Importances of one backward pass an image, or gates learned on the photos.")
     ] = Method.taylor,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a pass.")] = 32,
-    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")] = Path("subnetwork"),
+    device: Device = None,
+    batch_size: BatchSize = 32,
+    out: Out = Path("subnetwork"),
 ) -> None:
     """Cut a network to the channels that some classes need, and compare it with the whole one.
 
