@@ -54,14 +54,14 @@ class Bench:
     Args:
         model: in eval mode.
         data: of ten classes.
-        tested: which test images are looked at; None: all.
+        tested: the numbers of the test images that are looked at.
         seed: of the images that are dissected, and of those that norms are recalibrated on.
     """
 
-    def __init__(self, model: nn.Module, data: Data, tested: Tensor | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, data: Data, tested: Tensor, seed: int = 0) -> None:
         self.model, self.data, self.seed = model, data, seed
         images, labels = data.test
-        self.images, self.labels = (images, labels) if tested is None else (images[tested], labels[tested])
+        self.images, self.labels = images[tested], labels[tested]
         self.example = self.images[:1].contiguous()
         self.dissection = dissected(model, data, seed)
         self.groups = find_groups(model, self.example)

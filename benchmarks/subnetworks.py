@@ -133,6 +133,7 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=CACHE, help="of trained networks")
     parser.add_argument("--device", default="cpu", help="to train on; everything else runs on the CPU")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--per-class", type=int, default=1000, help="test images")
     parser.add_argument("--quick", action="store_true", help="three pairs, few images")
     return parser
 
@@ -143,7 +144,7 @@ def prepared(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     recipe = SPARSE if args.sparse else PLAIN
     data = DATA[args.data](args.root)
     model = trained(args.network, data, recipe, args.cache, args.device)
-    tested = spread_over_classes(data.test[1], QUICK, SEED) if args.quick else None
+    tested = spread_over_classes(data.test[1], QUICK if args.quick else args.per_class, SEED)
     start = time.perf_counter()
     bench = Bench(model, data, tested, SEED)
     print(f"dissected in {time.perf_counter() - start:.0f} s", flush=True)

@@ -50,7 +50,7 @@ def pictures(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return Bench(chain(), Data("noise", tuple("0123456789"), pictures(30, 0), pictures(4, 1)))
+    return Bench(chain(), Data("noise", tuple("0123456789"), pictures(30, 0), pictures(4, 1)), torch.arange(40))
 
 
 def test_a_chain_sliced_by_indexing_answers_as_the_masked_one() -> None:
