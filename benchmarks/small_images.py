@@ -119,13 +119,14 @@ def vgg16_bn() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    """torchvision's, as it is."""
+    """torchvision's, with a stem of stride 1: its last grid would be a single position otherwise."""
     model: nn.Module = torchvision.models.resnet18(num_classes=10)
+    model.conv1.stride = (1, 1)  # type: ignore[union-attr]
     return model
 
 
 def mobilenet_v2() -> nn.Module:
-    """torchvision's, with a stem of stride 1: its grid would be a single position otherwise."""
+    """torchvision's, with a stem of stride 1 as well."""
     model: nn.Module = torchvision.models.mobilenet_v2(num_classes=10, dropout=0.0)
     model.features[0][0].stride = (1, 1)  # type: ignore[index]
     return model

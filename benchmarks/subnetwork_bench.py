@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from benchmarks.small_images import Data
 from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
+from drnet_captum.layers.units import find_units
 from drnet_captum.reconstruct.baselines import random_importance, weight_norms
 from drnet_captum.reconstruct.groups import KeepSet, find_groups, kept_groups
 from drnet_captum.reconstruct.keep import Chooser
@@ -41,7 +42,7 @@ def spread_over_classes(labels: Tensor, per_class: int, seed: int) -> Tensor:
 def dissected(model: nn.Module, data: Data, seed: int) -> Dissection:
     """2,000 training images, once; every class is set against every other."""
     images, labels = data.train
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [site.layer.name for site in find_units(model, (images[:1].contiguous(),))]
     dissector = Dissector(model, layers=convolutions, exemplars=1, contrasts=range(CLASSES))
     for rows in spread_over_classes(labels, PER_CLASS, seed).split(100):
         dissector.update(images[rows].contiguous(), labels[rows])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -20,6 +21,7 @@ from benchmarks.small_images import NETWORKS, PLAIN, SPARSE, Data, Recipe, fashi
 from benchmarks.subnetwork_bench import Bench, Chain, folded, sliced_chain, spread_over_classes
 from benchmarks.subnetwork_plot import best_widths, plot
 from benchmarks.subnetworks import file_name, fixed_choices, merged_rows, pair_rows, save_rows, summary
+from drnet_captum.layers.units import find_units
 from drnet_captum.reconstruct.masks import MaskedModel
 
 KEYS = ("criterion", "widths", "correction", "budget")
@@ -73,6 +75,25 @@ def test_every_row_keeps_its_budget_and_all_pairs_are_there(bench: Bench) -> Non
     assert {(r["criterion"], r["budget"]) for r in again} == {
         (criterion, 0.11) for criterion in ("classes", "all classes", "weight norm", "random")
     }
+
+
+def test_networks_that_are_no_chain_are_masked() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=10).eval()
+    images, labels = (nn.functional.interpolate(x, 32) if x.dim() > 1 else x for x in pictures(6, 0))
+    data = Data("noise", tuple("0123456789"), (images, labels), (images, labels))
+    rows = list(pair_rows(Bench(model, data, torch.arange(20)), [(0, 1)], [0.3]))
+    assert len(rows) == 1 + 2 + 1 + 2 + 2 * 5 and all(0 <= r["among"] <= 1 for r in rows)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v2"])
+def test_small_images_leave_the_networks_a_grid(network: str) -> None:
+    with torch.device("meta"):
+        model = NETWORKS[network]().eval()
+        grids = [site.layer.grid for site in find_units(model, (torch.zeros(1, 3, 32, 32),))]
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert len(grids) == convolutions and min(grids) == (2, 2)
 
 
 def test_choices_for_all_pairs_alike_are_run_once(bench: Bench) -> None:

@@ -144,8 +144,9 @@ def subnetwork(
     r"""The channels of a network that a set of classes needs most, within a budget.
 
     Any classes from one dissection: a channel's importance for a set of classes is the sum of its importances for each
-    (see :func:`drnet_captum.reconstruct.keep.choose`), and nothing is searched for. Dissected with ``contrasts``, classes
-    are told from each other with fewer channels. What was not dissected, as hidden linear layers, stays whole and counts.
+    (see :func:`drnet_captum.reconstruct.keep.choose`), and nothing is searched for. After a dissection with
+    ``contrasts`` it is what tells the classes from each other. What was not dissected, such as hidden linear layers,
+    stays whole, and counts.
 
     Args:
         model: the model that was dissected, in eval mode; nothing of it changes.
