@@ -24,7 +24,7 @@ def plot(
     summary: Sequence[dict[str, Any]], merged: Sequence[dict[str, Any]], where: Mapping[str, Any], path: Path
 ) -> None:
     """Three panels: both scorings by budget, and sets of more classes."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(14, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, (score, title) in zip(axes, SCORES.items(), strict=False):
         _by_budget(axis, summary, score)
@@ -68,7 +68,7 @@ def _by_classes(axis: Axes, merged: Sequence[dict[str, Any]]) -> None:
             axis.plot(sizes, values, style, color=colour, alpha=0.5 + 0.5 * number, label=label, markersize=4)
     axis.set_title("sets of classes, over their outputs")
     axis.set_xlabel("number of classes")
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _is(r: dict[str, Any], size: int, criterion: str, budget: float) -> bool:

@@ -22,7 +22,7 @@ import csv
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from benchmarks.subnetwork_plot import SCORES, plot
 from drnet_captum.reconstruct.baselines import at_the_widths_of, evenly
 from drnet_captum.reconstruct.groups import KeepSet
 
+QUICK_BUDGETS = (0.05, 0.2)
 BUDGETS = (0.02, 0.03, 0.05, 0.08, 0.11, 0.15, 0.20, 0.30, 0.50)
 RECALIBRATED = (0.05, 0.11)
 MERGED_BUDGETS = (0.05, 0.11)
@@ -134,6 +135,8 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="to train on; everything else runs on the CPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--per-class", type=int, default=1000, help="test images")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the parameters")
+    parser.add_argument("--steps", type=int, default=PLAIN.steps, help="of the plain network's training")
     parser.add_argument("--quick", action="store_true", help="three pairs, few images")
     return parser
 
@@ -141,7 +144,9 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
 def prepared(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     """The network, trained and dissected, and what is to be known of it."""
     torch.set_num_threads(args.threads)
-    recipe = SPARSE if args.sparse else PLAIN
+    recipe = PLAIN if args.steps == PLAIN.steps else replace(PLAIN, name=f"plain{args.steps}", steps=args.steps)
+    if args.sparse:
+        recipe = replace(SPARSE, start=recipe, name=recipe.name.replace("plain", "sparse"))
     data = DATA[args.data](args.root)
     model = trained(args.network, data, recipe, args.cache, args.device)
     tested = spread_over_classes(data.test[1], QUICK if args.quick else args.per_class, SEED)
@@ -167,7 +172,7 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     bench, where = prepared(args)
     pairs = list(combinations(range(CLASSES), 2))[:: 15 if args.quick else 1]
-    rows = list(pair_rows(bench, pairs, BUDGETS[2:6:3] if args.quick else BUDGETS))
+    rows = list(pair_rows(bench, pairs, QUICK_BUDGETS if args.quick else args.budgets))
     merged = list(merged_rows(bench, 1 if args.quick else MERGED_SETS))
     name = file_name("subnetworks", args)
     print("wrote", write(name, where, summary(rows)))
