@@ -3,7 +3,7 @@
     python -m benchmarks.subnetwork_speed --root DIR [--network resnet18] [--threads 2]
 
 1. Seconds of a batch of 64: the network sliced to 11% of its parameters for two classes, against the whole network, in
-   pairs.
+   pairs; both channels last, which is the faster format for both, and both as they are.
 2. Milliseconds to choose channels, for every set of the ten classes.
 
 The network is that of ``benchmarks.subnetworks``.
@@ -11,6 +11,7 @@ The network is that of ``benchmarks.subnetworks``.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from itertools import combinations
@@ -27,14 +28,18 @@ BATCH, BUDGET, FASTER, PAIRS = 64, 0.11, 3.0, 15
 SOON = 50.0  # milliseconds
 
 
-def sliced_row(bench: Bench, network: str, pairs: int) -> dict[str, Any]:
+def sliced_rows(bench: Bench, network: str, pairs: int) -> list[dict[str, Any]]:
     """Case 1."""
-    small = sliced(bench.model, bench.choose((0, 1), BUDGET), bench.example, (0, 1))
-    images = bench.data.test[0][:BATCH].contiguous()
-    with torch.inference_mode():
-        ratio = paired(lambda: small(images), lambda: bench.model(images), pairs)
-    count = sum(p.numel() for p in small.parameters())
-    return row(f"sliced, {BUDGET:.0%}", network, "time", FASTER, ratio, batch_size=BATCH, parameters=count)
+    found = []
+    for name, layout in (("channels last", torch.channels_last), ("contiguous", torch.contiguous_format)):
+        small = sliced(bench.model, bench.choose((0, 1), BUDGET), bench.example, (0, 1)).to(memory_format=layout)
+        whole = copy.deepcopy(bench.model).to(memory_format=layout)
+        images = bench.data.test[0][:BATCH].contiguous(memory_format=layout)
+        with torch.inference_mode():
+            ratio = paired(lambda: small(images), lambda: whole(images), pairs)  # noqa: B023
+        size = {"batch_size": BATCH, "parameters": sum(p.numel() for p in small.parameters())}
+        found.append(row(f"sliced, {BUDGET:.0%}, {name}", network, "time", FASTER, ratio, **size))
+    return found
 
 
 def choosing_row(bench: Bench, network: str) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def choosing_row(bench: Bench, network: str) -> dict[str, Any]:
 def main() -> None:
     args = arguments(__doc__).parse_args()
     bench, where = prepared(args)
-    rows = [sliced_row(bench, args.network, 3 if args.quick else PAIRS), choosing_row(bench, args.network)]
+    rows = [*sliced_rows(bench, args.network, 3 if args.quick else PAIRS), choosing_row(bench, args.network)]
     print("wrote", write(file_name("subnetwork_speed", args), where, rows))
 
 

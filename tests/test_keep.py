@@ -201,6 +201,12 @@ def test_outputs_of_other_layers_are_no_channels() -> None:
         group_importance(dissection("layer", a=[[1.0, 2.0]]), singles(a=2), (0,))
 
 
+def test_what_matters_to_none_of_the_classes_goes_even_where_there_is_room() -> None:
+    mine = dissection(a=[[3.0, 0.0, 1.0]], b=[[0.0, 2.0, 0.0]])
+    choice = choose(mine, singles(a=3, b=3), [0], 1.0, budget_of="channels")
+    assert choice.keep == {"a": (0, 2), "b": (1,)} and choice.cost == 3
+
+
 def test_groups_that_stay_whatever_comes() -> None:
     choice = within_budget(singles(a=3, b=2), np.array([5.0, np.nan, 6.0, 0.0, 1.0]), 0.4, budget_of="channels")
     assert choice.keep == {"a": (1,), "b": (1,)} and choice.held == ("b",) and choice.unscored == ()
