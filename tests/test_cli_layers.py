@@ -207,11 +207,14 @@ class TestZoo:
             return survey(name, *args)
 
         monkeypatch.setattr(drnet_captum.zoo, "survey", pressed)
-        before = signal.getsignal(signal.SIGINT)
-        result = run("zoo", "test_convnext*", "--out", tmp_path / "zoo.csv")
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        try:
+            result = run("zoo", "test_convnext*", "--out", tmp_path / "zoo.csv")
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert result.exit_code == 130 and "1 of 3 models" in result.stderr
         assert [row["name"] for row in table(tmp_path / "zoo.csv")] == CONVNEXTS[:1]
-        assert signal.getsignal(signal.SIGINT) is before
 
     @pytest.mark.parametrize(
         ("content", "message"),

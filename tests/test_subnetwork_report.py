@@ -214,10 +214,11 @@ Right: of 4 images of these classes. Other channels are as many in each layer.
 Sliced, with 2 outputs of its own, it has 10 parameters; that is what was timed.
 Channels that stay: 0 2/3; all of the other layers."""
     )
-    whole = str(mirror.of([1], 1.0).report([(pictures(SCORES)[3:4], LABELS[3:4])], seeds=1))
-    assert whole.startswith("Sequential for green: 100.0% of the channels\n")
-    assert "Right: of 1 image of these" in whole and "with 1 output of its own" in whole
-    assert whole.endswith("Channels that stay: all.")
+    one = [(pictures(SCORES)[3:4], LABELS[3:4])]
+    whole = str(mirror.of([0, 1, 2], 1.0).report(one, seeds=1))
+    assert whole.startswith("Sequential for red, green, blue: 100.0% of the channels\n")
+    assert "Right: of 1 image of these" in whole and whole.endswith("Channels that stay: all.")
+    assert "with 1 output of its own" in str(mirror.of([1], 1.0).report(one, seeds=1))
 
 
 def test_text_of_many_layers_and_classes() -> None:
