@@ -180,17 +180,24 @@ def _lost(rows: list[dict[str, Any]], criterion: str, correction: str, budget: f
     return f"{among + 0.0:+z.1f} / {over_all + 0.0:+z.1f}"
 
 
-def subnetwork_speed(plain: dict[str, Any], sparse: dict[str, Any]) -> str:
-    """Two sentences."""
-    last, contiguous, choosing = plain["rows"]
-    other = sparse["rows"][0]
-    return (
-        f"At 11% of the parameters it is **{last['median']:.1f}×** faster than the whole network "
-        f"({last['low']:.1f}–{last['high']:.1f}; both as they come {contiguous['median']:.1f}×), and the sparse one, "
-        f"which needs fewer, **{other['median']:.1f}×** ({other['low']:.1f}–{other['high']:.1f}); batch "
-        f"{last['batch_size']}, channels last, {plain['environment']['threads']} threads. Channels for any of "
-        f"{choosing['sets']:,} sets of classes are chosen in **{choosing['median']:.0f} ms** (at most "
-        f"{choosing['largest']:.0f})."
+def subnetwork_speed(results: dict[str, dict[str, Any]]) -> str:
+    """A table, and a sentence."""
+    rows = {name: {r["case"]: r for r in found["rows"]} for name, found in results.items()}
+    cases = [case for case in next(iter(rows.values())) if case.startswith("sliced")]
+    lines = [
+        "| against the whole network, of the same format | " + " | ".join(rows) + " |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for case in cases:
+        found = [of[case] for of in rows.values()]
+        cells = [f"**{r['median']:.1f}×** faster ({r['low']:.1f}–{r['high']:.1f})" for r in found]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    choosing = [of["channels for a set of classes"] for of in rows.values()]
+    where, first = next(iter(results.values()))["environment"], rows[next(iter(rows))][cases[0]]
+    return "\n".join(lines) + (
+        f"\n\nMedian of paired ratios (interquartile interval); batch {first['batch_size']}, {where['machine']}, "
+        f"{where['threads']} threads. Channels for any of {choosing[0]['sets']:,} sets of classes are chosen in "
+        f"**{max(r['median'] for r in choosing):.0f} ms** (at most {max(r['largest'] for r in choosing):.0f})."
     )
 
 
@@ -219,7 +226,10 @@ def filled(text: str) -> str:
         "dissection": dissection_table(latest("dissection_cpu_*.json")),
         "subnetworks": subnetworks_table({"plain": plain, "trained on for sparse norms": sparse}),
         "subnetwork speed": subnetwork_speed(
-            *(latest(f"subnetwork_speed_vgg16_bn_fashion-mnist{kind}.json") for kind in ("", "_sparse"))
+            {
+                name: latest(f"subnetwork_speed_vgg16_bn_fashion-mnist{kind}.json")
+                for name, kind in (("plain", ""), ("trained on for sparse norms", "_sparse"))
+            }
         ),
         "methods": methods_table(),
     }

@@ -201,10 +201,10 @@ def test_outputs_of_other_layers_are_no_channels() -> None:
         group_importance(dissection("layer", a=[[1.0, 2.0]]), singles(a=2), (0,))
 
 
-def test_what_matters_to_none_of_the_classes_goes_even_where_there_is_room() -> None:
+def test_the_whole_budget_is_used_as_a_few_images_do_not_show_all_that_matters() -> None:
     mine = dissection(a=[[3.0, 0.0, 1.0]], b=[[0.0, 2.0, 0.0]])
     choice = choose(mine, singles(a=3, b=3), [0], 1.0, budget_of="channels")
-    assert choice.keep == {"a": (0, 2), "b": (1,)} and choice.cost == 3
+    assert choice.keep == {"a": (0, 1, 2), "b": (0, 1, 2)} and choice.share == 1
 
 
 def test_groups_that_stay_whatever_comes() -> None:

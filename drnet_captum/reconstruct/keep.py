@@ -59,8 +59,6 @@ def choose(
     costs more with the group than without, at what stays elsewhere; what does not fit the budget any more is passed
     over. Nothing is searched for: any set of classes takes milliseconds. For many, make a :class:`Chooser` once.
 
-    What matters to none of the classes goes, even where there is room for it.
-
     Args:
         dissection: of the model; its convolutions are read, and no outputs of other layers.
         groups: a partition of the channels that may be removed.
@@ -183,7 +181,7 @@ class Chooser:
 
     def _order(self, importance: Values, start: Flags, budget: float) -> Numbers:
         """The groups that may go, those first that are worth their price where the budget is spent in that order."""
-        costs, loose = self._costs, np.flatnonzero(importance > 0)
+        costs, loose = self._costs, np.flatnonzero(~np.isnan(importance))
         logs = np.log(np.maximum(costs.counts(np.ones_like(start)) * budget**0.5, 1))
         for _ in range(ROUNDS):
             price = np.maximum(costs.prices(np.exp(logs)), 1)
