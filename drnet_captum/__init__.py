@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     from drnet_captum import data, viz
     from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
     from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+    from drnet_captum.attr.drise import DRISE
     from drnet_captum.attr.drnet import DRNet
     from drnet_captum.attr.drnet_dissection import DRNetDissection
     from drnet_captum.attr.exact_cam import CAM
     from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
     from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
     from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+    from drnet_captum.attr.rise import RISE
     from drnet_captum.data.card import ModelCard, model_card
     from drnet_captum.data.models import load_model
+    from drnet_captum.detect.adapt import as_detector
+    from drnet_captum.detect.detections import Detections
+    from drnet_captum.detect.find import find_detections
     from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.engine.tape import Tape
     from drnet_captum.explanation import explain
@@ -35,14 +40,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "attr.backprop": ("DeconvNet", "GuidedBackprop"),
     "attr.cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM"),
+    "attr.drise": ("DRISE",),
     "attr.drnet": ("DRNet",),
     "attr.drnet_dissection": ("DRNetDissection",),
     "attr.exact_cam": ("CAM",),
     "attr.gradient": ("GradXImage", "Saliency", "SmoothGrad"),
     "attr.gradient_free": ("EigenCAM", "ScoreCAM"),
     "attr.guided_grad_cam": ("GuidedGradCAM",),
+    "attr.rise": ("RISE",),
     "data.card": ("ModelCard", "model_card"),
     "data.models": ("load_model",),
+    "detect.adapt": ("as_detector",),
+    "detect.detections": ("Detections",),
+    "detect.find": ("find_detections",),
     "dissect.dissection": ("Dissection",),
     "engine.tape": ("Tape",),
     "explanation": ("explain",),
@@ -57,9 +67,11 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CAM",
+    "DRISE",
     "DRNet",
     "DRNetDissection",
     "DeconvNet",
+    "Detections",
     "Dissection",
     "EigenCAM",
     "GradCAM",
@@ -73,6 +85,7 @@ __all__ = [
     "LogitsOf",
     "Method",
     "ModelCard",
+    "RISE",
     "Reconstruction",
     "Saliency",
     "ScoreCAM",
@@ -81,9 +94,11 @@ __all__ = [
     "Tape",
     "TargetLayer",
     "XGradCAM",
+    "as_detector",
     "data",
     "explain",
     "find_cut_layers",
+    "find_detections",
     "find_target_layer",
     "load_model",
     "methods",

@@ -245,3 +245,69 @@ def bilinear(m: Array, size: tuple[int, ...]) -> Array:
         out[i, j] = (1 - v) * ((1 - h) * m[top, left] + h * m[top, right])
         out[i, j] += v * ((1 - h) * m[bottom, left] + h * m[bottom, right])
     return out
+
+
+def rise_mask(grid: Array, offset: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Petsiuk et al. 2018, section 3.2: enlarge the grid to (h + 1)·cell, crop at the offset. One mask (H, W)."""
+    h, w = grid.shape
+    cell = -(-size[0] // h), -(-size[1] // w)
+    enlarged = torch.nn.functional.interpolate(
+        torch.from_numpy(grid.astype(float))[None, None],
+        size=((h + 1) * cell[0], (w + 1) * cell[1]),
+        mode="bilinear",
+        align_corners=False,
+    )[0, 0].numpy()
+    return enlarged[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
+
+
+def box_iou(a: Array, b: Array) -> float:
+    """Intersection over union of two boxes, xyxy."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / both if both > 0 else 0.0
+
+
+def drise_weight(target: tuple[Array, Array], proposals: list[tuple[Array, Array, float]]) -> float:
+    """Petsiuk et al. 2021, equations 5 to 8: the best of all proposals (box, classes, objectness)."""
+    best = 0.0
+    for box, classes, objectness in proposals:
+        cosine = float(target[1] @ classes) / (np.linalg.norm(target[1]) * np.linalg.norm(classes))
+        best = max(best, box_iou(target[0], box) * cosine * objectness)
+    return best
+
+
+def masked_sum(
+    image: Array,
+    baseline: Array,
+    grids: Array,
+    offsets: Array,
+    weigh: Callable[[Array], float],
+    normalize: str,
+    keep_probability: float,
+) -> Array:
+    """Σ w_i M_i over masks, one at a time, and what is made of it. ``image``, ``baseline``: (C, H, W)."""
+    size = image.shape[1:]
+    masks = [rise_mask(g, tuple(int(v) for v in o), size) for g, o in zip(grids, offsets, strict=True)]
+    weights = [weigh(baseline + mask * (image - baseline)) for mask in masks]
+    total = np.zeros(size)
+    for weight, mask in zip(weights, masks, strict=True):
+        total += (weight - np.mean(weights) if normalize == "mean" else weight) * mask
+    if normalize == "expectation":
+        return total / (len(masks) * keep_probability)
+    return total / np.sum(masks, axis=0) if normalize == "coverage" else total
+
+
+def mask_covariance(size: int, cells: int, keep_probability: float) -> Array:
+    """Cov(M(p), M(q)) along one axis divided by √(p(1 − p)), exactly: the mean over offsets of R Rᵀ, (size, size).
+
+    Grid cells are independent, and so are the offsets of the two axes: the covariance of two pixels is
+    p(1 − p) · (this along the height) · (this along the width).
+    """
+    cell = -(-size // cells)
+    total = np.zeros((size, size))
+    for offset in range(cell):
+        rows = np.stack([rise_mask(unit[:, None], (offset, 0), (size, 1))[:, 0] for unit in np.eye(cells)], 1)
+        total += rows @ rows.T
+    return total / cell

@@ -1,0 +1,1 @@
+"""Random masks of an image, what it is filled with where they hide it, and what is summed over them."""
