@@ -16,6 +16,7 @@ from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import ScoreCAM
 from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+from drnet_captum.attr.rise import RISE
 from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.tape import Tape
@@ -94,7 +95,7 @@ def explain(
     elif layer is None:
         raise TypeError("expected layer= with the model's embedding, as integer tokens have no gradient")
     if lenient:
-        chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM, DRNet))]
+        chosen = [m for m in chosen if not (tokens and m.cls in (SmoothGrad, ScoreCAM, GuidedGradCAM, RISE, DRNet))]
     given = None if layer is None else find_module(eager(model), layer)
     found_layer = given
     if given is None and any(m.uses_layer for m in chosen):
@@ -144,7 +145,7 @@ def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, memory
     """The method's attribution object for this call."""
     if method.cls is Saliency:
         return _AbsoluteGradient(model, layer if tokens else None, memory_format=memory_format)
-    if not issubclass(method.cls, TapeAttribution):
+    if not issubclass(method.cls, (TapeAttribution, RISE)):
         return method.cls(model, layer) if method.uses_layer else method.cls(model)
     if method.uses_layer or (tokens and issubclass(method.cls, InputGradient)):
         return method.cls(model, layer, memory_format=memory_format)

@@ -12,12 +12,14 @@ from captum.attr import Attribution
 
 from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
 from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from drnet_captum.attr.drise import DRISE
 from drnet_captum.attr.drnet import DRNet
 from drnet_captum.attr.drnet_dissection import DRNetDissection
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import GradXImage, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import EigenCAM, ScoreCAM
 from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+from drnet_captum.attr.rise import RISE
 
 ENTRY_POINTS = "drnet_captum.methods"
 
@@ -102,6 +104,7 @@ BUILT_IN = (
         "layer and gradient",
         "input",
     ),
+    Method("rise", RISE, "RISE", "Petsiuk et al. 2018, arXiv 1806.07421", "forward passes", "input", default=False),
     Method("drnet", DRNet, "DRNet", "Hu et al. 2019, arXiv 1911.08691", "gradient", "pixels"),
 )
 
@@ -166,7 +169,7 @@ def register_with_captum() -> list[str]:
         True
     """
     added = []
-    for cls in (*(method.cls for method in methods().values()), DRNetDissection):
+    for cls in (*(method.cls for method in methods().values()), DRNetDissection, DRISE):
         name = cls.__name__
         if not hasattr(captum.attr, name):
             setattr(captum.attr, name, cls)

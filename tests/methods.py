@@ -49,6 +49,7 @@ CASES = {
     "eigen_cam": Case("layer", AT_LAYER),
     "score_cam": Case("layer", AT_LAYER, several=False),
     "guided_grad_cam": Case("input", AT_LAYER, twin=ca.GuidedGradCam),
+    "rise": Case("input", fast={"n_masks": 60, "grid": (4, 4)}, several=False),
     "drnet": Case("pixels"),
 }
 NAMES = sorted(CASES)

@@ -299,6 +299,15 @@ def masked_sum(
     return total / np.sum(masks, axis=0) if normalize == "coverage" else total
 
 
+def rise(score: Callable[[Array], float], x: Array, n: int, grid: tuple[int, int]) -> Array:
+    """RISE with black (0) where it hides and the mean weight taken off, alike in all channels: (C, H, W)."""
+    drawn = torch.rand(n, grid[0] * grid[1] + 2, generator=torch.Generator().manual_seed(0)).numpy()
+    cell = np.array([-(-x.shape[1] // grid[0]), -(-x.shape[2] // grid[1])])
+    grids = (drawn[:, :-2] < 0.5).reshape(n, *grid)
+    heat = masked_sum(x, np.zeros_like(x), grids, np.floor(drawn[:, -2:] * cell), score, "mean", 0.5)
+    return np.broadcast_to(heat, x.shape).copy()
+
+
 def mask_covariance(size: int, cells: int, keep_probability: float) -> Array:
     """Cov(M(p), M(q)) along one axis divided by √(p(1 − p)), exactly: the mean over offsets of R Rᵀ, (size, size).
 

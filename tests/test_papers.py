@@ -37,6 +37,7 @@ IN_PAPERS = {
         reference.grad_cam(net.activation(x), net.layer_gradient(x, c)),
         reference.nearest,
     ),
+    "rise": lambda net, x, c: reference.rise(lambda z: net.scores(z)[c], x, 60, (4, 4)),
     "drnet": reference.drnet,
 }
 

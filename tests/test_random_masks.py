@@ -55,6 +55,27 @@ def test_offsets_are_uniform_over_the_cell():
         assert len(counts) == 8 and float((counts - 1000).abs().max()) < 150
 
 
+def test_signals_and_volumes():
+    """A volume whose masks vary along one axis only is a signal's."""
+    line = draw(size=(30,), grid=(5,)).build(0, 40)
+    flat = draw(size=(30, 1), grid=(5, 1)).build(0, 40)
+    deep = draw(size=(2, 30, 3), grid=(1, 5, 1)).build(0, 40)
+    assert line.shape == (40, 30) and deep.shape == (40, 2, 30, 3)
+    first = draw(size=(30,), grid=(5,))
+    slow = [
+        rise_mask(g[:, None], (int(o), 0), (30, 1))[:, 0]
+        for g, o in zip(first.grids.numpy(), first.offsets, strict=True)
+    ]
+    assert_close(line, torch.from_numpy(np.stack(slow)), rtol=0, atol=1e-12)
+    for masks, other in ((flat[:, :, 0], flat), (deep[:, 0, :, 0], deep)):
+        assert_close(masks.view(40, *(30 if s == 30 else 1 for s in other.shape[1:])).expand_as(other), other)
+    cells = draw(3, size=(6, 9, 8), grid=(3, 3, 4))
+    (rows, columns, depth), grid = cells.matrices, cells.grids[0]
+    y, x, z = cells.offsets[0].tolist()
+    slow = torch.einsum("ai,bj,ck,ijk->abc", rows[y : y + 6], columns[x : x + 9], depth[z : z + 8], grid)
+    assert_close(cells.build(0, 3)[0], slow)
+
+
 def test_rows_of_the_enlarging_matrix_sum_to_one():
     for short, long in ((1, 9), (4, 40), (16, 17)):
         assert_close(enlarging_matrix(short, long).sum(1), torch.ones(long, dtype=torch.float64))
@@ -64,8 +85,8 @@ def test_rows_of_the_enlarging_matrix_sum_to_one():
     ("options", "message"),
     [
         ({"n": 0}, "at least one mask, got n_masks=0"),
-        ({"grid": (0, 4)}, "at least one cell, got \\(0, 4\\)"),
-        ({"grid": (4,)}, "expected a grid of \\(rows, columns\\)"),
+        ({"grid": (0, 4)}, r"at least one cell .* got \(0, 4\)"),
+        ({"grid": (4,)}, r"along each of 2 dimensions, got \(4,\)"),
         ({"p": 0.0}, "keep_probability in \\(0, 1\\)"),
         ({"p": 1.0}, "keep_probability in \\(0, 1\\)"),
         ({"p": float("nan")}, "keep_probability in \\(0, 1\\)"),

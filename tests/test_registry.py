@@ -89,7 +89,7 @@ def test_an_entry_point_that_gives_no_method_raises(entries):
 
 def test_register_with_captum(entries, monkeypatch):
     ours = {m.cls.__name__: m.cls for m in dc.methods().values() if m.cls.__module__.startswith("drnet_captum")}
-    ours["DRNetDissection"] = dc.DRNetDissection
+    ours |= {"DRNetDissection": dc.DRNetDissection, "DRISE": dc.DRISE}
     for name, cls in ours.items():  # as if nobody had called it yet in this process
         if vars(captum.attr).get(name) is cls:
             monkeypatch.delattr(captum.attr, name)

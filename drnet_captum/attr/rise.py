@@ -35,6 +35,7 @@ class RISE(PerturbationAttribution):
         memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
 
     Args of ``attribute``, beside Captum's:
+        inputs: images (N, C, H, W), or signals or volumes, for which ``grid`` has one number or three, or a square one.
         n_masks, grid, keep_probability, perturbations_per_eval, normalize, generator, show_progress, stop_at: as for
             :class:`DRISE`.
         baselines: what hidden parts show: a number or tensor, or "blur". None: 0, the mean colour of normalised images.
@@ -68,7 +69,7 @@ class RISE(PerturbationAttribution):
         inputs: Any,
         target: Target = None,
         n_masks: int = 5000,
-        grid: tuple[int, int] = (16, 16),
+        grid: tuple[int, ...] = (16, 16),
         keep_probability: float = 0.5,
         baselines: Any = None,
         perturbations_per_eval: int | None = None,
@@ -162,6 +163,7 @@ class RISE(PerturbationAttribution):
             return torch.cat([torch.stack([scores(p, t, of).detach() for p in parts], 1) for t in targets])
 
         last = self.memory_format == "channels_last" or (self.memory_format == "auto" and x.device.type == "cpu")
+        last = last and x.dim() == 4
         run = MaskedRun(
             x,
             weigh,
@@ -175,12 +177,13 @@ class RISE(PerturbationAttribution):
 
 
 def image_of(inputs: Any) -> Tensor:
-    """The one input, a batch of images."""
+    """The one input, a batch of images, signals or volumes."""
     values = as_tuple(inputs)
     check_differentiable(values)
-    if len(values) != 1 or values[0].dim() != 4:
+    if len(values) != 1 or values[0].dim() < 3:
         raise ValueError(
-            "RISE masks one batch of images, (N, C, H, W): it has no meaning for several inputs or for vectors"
+            "RISE masks one input with spatial dimensions, (N, C, H, W): it has no meaning for several inputs or for "
+            "vectors"
         )
     return values[0]
 

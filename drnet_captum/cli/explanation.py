@@ -51,16 +51,22 @@ class Explanation:
     def picture(self, title: str) -> Image.Image:
         """The panel: the photo, then methods × classes.
 
-        Of the CAM family the positive part is drawn, as in the papers; input-size maps with signs keep them.
+        Of the CAM family and RISE the positive part is drawn over the photo, as in the papers; maps of gradients at
+        input size keep their signs.
         """
         titles = method_titles(list(self.maps))
         known = registry()
+        masked = [name for name in self.maps if known[name].needs == "forward passes"]
         return panel(
             self.photo,
             {titles[name]: maps for name, maps in self.maps.items()},
             self.answers,
             title=title,
-            signed={titles[name]: known[name].signed and known[name].output == "input" for name in self.maps},
+            signed={
+                titles[name]: known[name].signed and known[name].output == "input" and name not in masked
+                for name in self.maps
+            },
+            style={titles[name]: "heat" for name in masked},
         )
 
     def save(self, folder: Path, name: str, title: str) -> list[Path]:

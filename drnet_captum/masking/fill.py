@@ -50,6 +50,8 @@ def fill(images: Tensor, baselines: Any, image_range: tuple[float, float] | None
 
 def _named(images: Tensor, name: str, image_range: tuple[float, float] | None) -> Tensor:
     if name == "blur":
+        if images.dim() != 4:
+            raise ValueError('baselines="blur" is for images, (N, C, H, W): pass a number or a tensor')
         sigma = max(images.shape[2:]) * BLUR
         sizes = [min(2 * round(3 * sigma) + 1, 2 * side - 1) for side in (images.shape[3], images.shape[2])]
         blurred: Tensor = TF.gaussian_blur(images, sizes, [sigma, sigma])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ class RandomMasks:
 
     with a Bernoulli grid G (1 = keep) and the rows R of the matrix that enlarges it bilinearly to (h + 1)·cell, from a
     random offset in {0 … cell − 1} on, where cell = ⌈H/h⌉: enlarging and cropping in two small products. The first n
-    masks of a longer draw from an equal generator are those of a shorter one.
+    masks of a longer draw from an equal generator are those of a shorter one. Signals have one such matrix, volumes
+    three.
 
     Attributes:
         size: (H, W) in pixels.
         grids: (N, h, w), 0 or 1.
         offsets: (N, 2) integers, down and right.
-        rows: ((h + 1)·cell, h), the enlarging along the height.
-        columns: ((w + 1)·cell, w), along the width.
+        matrices: ((h + 1)·cell, h) along the height, and so along the width.
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421, section 3.2; the cell is rounded up, as with the paper's floor the
     masks fall short of some images.
@@ -37,11 +37,10 @@ class RandomMasks:
         torch.Size([10, 30, 40])
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     grids: Tensor
     offsets: Tensor
-    rows: Tensor
-    columns: Tensor
+    matrices: tuple[Tensor, ...]
 
     @classmethod
     def draw(
@@ -54,22 +53,22 @@ class RandomMasks:
         """
         if n < 1:
             raise ValueError(f"expected at least one mask, got n_masks={n}")
-        if len(grid) != 2 or any(cells < 1 for cells in grid):
-            raise ValueError(f"expected a grid of (rows, columns) of at least one cell, got {tuple(grid)}")
+        if len(grid) != len(size) or any(cells < 1 for cells in grid):
+            raise ValueError(
+                f"expected a grid of at least one cell along each of {len(size)} dimensions, got {tuple(grid)}"
+            )
         if not 0 < keep_probability < 1:
             raise ValueError(
                 f"expected keep_probability in (0, 1), the share of cells that are shown, got {keep_probability}"
             )
-        (height, width), (h, w) = size, grid
-        cells = ceil(height / h), ceil(width / w)
-        drawn = torch.rand(n, h * w + 2, generator=generator)  # mask by mask, which makes shorter draws prefixes
-        offsets = (drawn[:, -2:] * torch.tensor(cells)).long()
+        cells = [ceil(length / count) for length, count in zip(size, grid, strict=True)]
+        drawn = torch.rand(n, prod(grid) + len(size), generator=generator)  # mask by mask: shorter draws are prefixes
+        offsets = (drawn[:, prod(grid) :] * torch.tensor(cells)).long()
         return cls(
-            size=(height, width),
-            grids=(drawn[:, :-2] < keep_probability).double().view(n, h, w),
+            size=tuple(size),
+            grids=(drawn[:, : prod(grid)] < keep_probability).double().view(n, *grid),
             offsets=offsets.minimum(torch.tensor(cells) - 1),
-            rows=enlarging_matrix(h, (h + 1) * cells[0]),
-            columns=enlarging_matrix(w, (w + 1) * cells[1]),
+            matrices=tuple(enlarging_matrix(g, (g + 1) * cell) for g, cell in zip(grid, cells, strict=True)),
         )
 
     def __len__(self) -> int:
@@ -81,18 +80,22 @@ class RandomMasks:
             self,
             grids=self.grids.to(device, dtype),
             offsets=self.offsets.to(device),
-            rows=self.rows.to(device, dtype),
-            columns=self.columns.to(device, dtype),
+            matrices=tuple(matrix.to(device, dtype) for matrix in self.matrices),
         )
 
     def build(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Masks ``start`` to ``stop`` (exclusive), (n, H, W) in [0, 1]; into ``out`` where it is given."""
-        height, width = self.size
-        offsets = self.offsets[start:stop]
-        device = offsets.device
-        rows = self.rows[offsets[:, :1] + torch.arange(height, device=device)]  # (n, H, h)
-        columns = self.columns[offsets[:, 1:] + torch.arange(width, device=device)]  # (n, W, w)
-        return torch.bmm(rows @ self.grids[start:stop], columns.mT, out=out)
+        built, offsets = self.grids[start:stop], self.offsets[start:stop]
+        *others, last = (
+            matrix[offset[:, None] + torch.arange(length, device=offset.device)]  # (n, H, h)
+            for matrix, offset, length in zip(self.matrices, offsets.unbind(1), self.size, strict=True)
+        )
+        for axis, rows in enumerate(others, start=1):
+            moved = built.movedim(axis, 1)
+            built = torch.bmm(rows, moved.flatten(2)).unflatten(2, moved.shape[2:]).movedim(1, axis)
+        if out is not None:
+            out = out.view(len(built), -1, self.size[-1])
+        return torch.bmm(built.reshape(len(built), -1, built.shape[-1]), last.mT, out=out).view(len(built), *self.size)
 
 
 def enlarging_matrix(short: int, long: int) -> Tensor:
@@ -105,4 +108,6 @@ def enlarging_matrix(short: int, long: int) -> Tensor:
                 [0.2500, 0.7500],
                 [0.0000, 1.0000]], dtype=torch.float64)
     """
-    return F.interpolate(torch.eye(short, dtype=torch.float64)[None], size=long, mode="linear", align_corners=False)[0].T.contiguous()
+    return F.interpolate(torch.eye(short, dtype=torch.float64)[None], size=long, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class MaskingOptions:
     """How images are masked and what is made of it; the keywords of ``RISE.attribute`` and ``DRISE.attribute``."""
 
     n_masks: int = 5000
-    grid: tuple[int, int] = (16, 16)
+    grid: tuple[int, ...] = (16, 16)
     keep_probability: float = 0.5
     baselines: Any = None
     perturbations_per_eval: int | None = None
@@ -47,6 +48,11 @@ class MaskingOptions:
                 f"expected a generator on the CPU, got one on {self.generator.device}: the masks are then the same on "
                 "every device"
             )
+
+    def grid_of(self, dimensions: int) -> tuple[int, ...]:
+        """The grid for so many dimensions: a square one is taken along each, of signals and volumes too."""
+        square = len(self.grid) == 2 and self.grid[0] == self.grid[1]
+        return (self.grid[0],) * dimensions if square else tuple(self.grid)
 
 
 class MaskedRun:
@@ -77,8 +83,8 @@ class MaskedRun:
     ) -> None:
         x = images.detach()
         generator = options.generator if options.generator is not None else torch.Generator().manual_seed(0)
-        size = (x.shape[2], x.shape[3])
-        drawn = RandomMasks.draw(options.n_masks, size, options.grid, options.keep_probability, generator)
+        size = tuple(x.shape[2:])
+        drawn = RandomMasks.draw(options.n_masks, size, options.grid_of(len(size)), options.keep_probability, generator)
         self.masks = drawn.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
         self.base = fill(x, options.baselines, image_range).contiguous(memory_format=memory_format)
         self.difference = (x - self.base).contiguous(memory_format=memory_format)
@@ -89,7 +95,7 @@ class MaskedRun:
         self._chunk = options.perturbations_per_eval or (
             _FIRST_ON_DEVICE if self._grows else max(1, _CACHED_BYTES // copy)
         )
-        mask = size[0] * size[1] * self.masks.grids.element_size()
+        mask = prod(size) * self.masks.grids.element_size()
         block = max(self._chunk, min(_BLOCK, max(1, _BLOCK_BYTES // mask)))
         self._block = min(block, options.n_masks)
         self._held = torch.empty(self._block, *size, dtype=self.masks.grids.dtype, device=x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -34,11 +35,11 @@ class MaskSums:
     """
 
     def __init__(
-        self, targets: int, size: tuple[int, int], keep_probability: float, device: torch.device, errors: bool = False
+        self, targets: int, size: tuple[int, ...], keep_probability: float, device: torch.device, errors: bool = False
     ) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.n, self.size, self.keep_probability = 0, size, keep_probability
-        pixels = size[0] * size[1]
+        pixels = prod(size)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=wide, device=device)
