@@ -17,7 +17,7 @@ from drnet_captum.engine.state import kept
 from drnet_captum.masking.sums import Normalize
 
 from .masking import EVERY, Estimate, MaskedRun, MaskingOptions, estimate, run_through
-from .similarity import PairSimilarity, Similarity, cosine, given_objectness, iou
+from .detection_similarity import PairSimilarity, Similarity, cosine, given_objectness, iou
 
 
 class DRISE(PerturbationAttribution):
