@@ -168,8 +168,10 @@ class OutOfMemory(nn.Module):
     def __init__(self, most: int, once: bool = False) -> None:
         super().__init__()
         self.known, self.most, self.once = BrightRectangles(BOX), most, once
+        self.asked: list[int] = []
 
     def forward(self, images: torch.Tensor) -> list[object]:
+        self.asked.append(len(images))
         if len(images) > self.most or (self.once and self.known.seen):
             raise torch.OutOfMemoryError("no memory for so many")
         return self.known(images)
@@ -180,7 +182,9 @@ def test_out_of_memory():
     drise = dc.DRISE(OutOfMemory(2).eval())
     with pytest.raises(torch.OutOfMemoryError, match="with 8 masks in a forward pass on 1 images: leave"):
         drise.attribute_detections(X, boxes(BOX), n_masks=20, perturbations_per_eval=8)
-    found = drise.attribute_detections(X, boxes(BOX), n_masks=20)
+    model = OutOfMemory(2).eval()
+    found = dc.DRISE(model).attribute_detections(X, boxes(BOX), n_masks=20)
+    assert model.asked == [1, 20, 10, 5, *[2] * 10]
     expected = drise.attribute_detections(X, boxes(BOX), n_masks=20, perturbations_per_eval=2)
     torch.testing.assert_close(found, expected)
     with pytest.raises(torch.OutOfMemoryError, match="with 1 masks in a forward pass on 1 images"):

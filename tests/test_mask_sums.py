@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from drnet_captum.masking.run import relative_error
 from drnet_captum.masking.sums import MaskSums, check_normalize
 
 CPU = torch.device("cpu")
@@ -68,6 +69,16 @@ def test_small_differences_between_large_weights_survive_float32():
     weights = 1000 + 1e-3 * torch.rand(1, 500, generator=generator, dtype=torch.float64)
     exact = ((weights - weights.mean()) @ masks.double().flatten(1)).view(1, 3, 4)
     assert_close(sums(masks, weights).maps("mean"), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_the_relative_error_is_the_median_s_over_the_range_and_of_the_worst_target():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(50, 3, 5, generator=generator)
+    found = sums(masks, torch.rand(2, 50, generator=generator) * torch.tensor([[1.0], [0.01]]) + masks[:, 0, 0], True)
+    maps, errors = found.maps("mean").flatten(1), found.standard_errors("mean").flatten(1)
+    assert float(maps.min()) < 0
+    expected = [float(e.median() / (m.max() - m.min())) for m, e in zip(maps, errors, strict=True)]
+    assert relative_error(found, "mean") == pytest.approx(max(expected)) != pytest.approx(min(expected))
 
 
 def test_what_is_not_there():

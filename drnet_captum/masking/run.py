@@ -129,7 +129,7 @@ class MaskedRun:
             try:
                 yield self._weigh(self._shown(part), len(part))
             except torch.OutOfMemoryError as error:
-                self._shrink(error)
+                self._shrink(len(part), error)
                 continue
             at += len(part)
             step(len(part))
@@ -148,14 +148,14 @@ class MaskedRun:
         torch.addcmul(image[None], masks[:, None, None].to(image.dtype), self.difference[None], out=copies)
         return copies.flatten(0, 1)
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
-        """Half as many masks in a forward pass, from now on."""
-        if self._chunk == 1 or self.options.perturbations_per_eval is not None:
+    def _shrink(self, tried: int, error: torch.OutOfMemoryError) -> None:
+        """From now on half as many masks in a forward pass as were too many."""
+        if tried == 1 or self.options.perturbations_per_eval is not None:
             raise torch.OutOfMemoryError(
-                f"{error}\nwith {self._chunk} masks in a forward pass on {len(self.base)} images: leave "
+                f"{error}\nwith {tried} masks in a forward pass on {len(self.base)} images: leave "
                 "perturbations_per_eval open to have it found, or explain fewer images at once"
             ) from error
-        self._chunk, self._grows, self._copies = self._chunk // 2, False, None
+        self._chunk, self._grows, self._copies = tried // 2, False, None
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
 
