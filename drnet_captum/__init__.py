@@ -68,6 +68,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CAM",
     "DRISE",
+    "RISE",
     "DRNet",
     "DRNetDissection",
     "DeconvNet",
@@ -85,7 +86,6 @@ __all__ = [
     "LogitsOf",
     "Method",
     "ModelCard",
-    "RISE",
     "Reconstruction",
     "Saliency",
     "ScoreCAM",

@@ -145,7 +145,9 @@ def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, memory
     """The method's attribution object for this call."""
     if method.cls is Saliency:
         return _AbsoluteGradient(model, layer if tokens else None, memory_format=memory_format)
-    if not issubclass(method.cls, (TapeAttribution, RISE)):
+    if method.cls is RISE:
+        return RISE(model, memory_format=memory_format)
+    if not issubclass(method.cls, TapeAttribution):
         return method.cls(model, layer) if method.uses_layer else method.cls(model)
     if method.uses_layer or (tokens and issubclass(method.cls, InputGradient)):
         return method.cls(model, layer, memory_format=memory_format)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import drnet_captum as dc
-from drnet_captum.attr.similarity import dot
+from drnet_captum.attr.detection_similarity import dot
+from drnet_captum.detect.detector import Detector
 from drnet_captum.masking.random_masks import RandomMasks
 
 N, GRID, SIZE = 60, (3, 4), (14, 18)
@@ -122,8 +123,8 @@ NOTHING = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch
 
 def test_no_detection_under_any_mask():
     drise = dc.DRISE(lambda images: [NOTHING] * len(images))
-    found = list(drise.attribute_iter(photos(), TARGET, every=20, stop_at=0.01, **OPTIONS))
-    assert found[-1].n_masks == 20 and found[-1].relative_error == 0  # exact: nothing to wait for
+    found = list(drise.attribute_iter(photos(), TARGET, every=50, stop_at=0.01, **{**OPTIONS, "n_masks": 900}))
+    assert found[-1].n_masks == 250 and found[-1].relative_error == 0  # exact: nothing to wait for
     assert_close(found[-1].maps, [torch.zeros(2, *SIZE, dtype=torch.float64)])
 
 
@@ -193,6 +194,23 @@ def test_factors_replaced_and_left_out():
     assert weight(box_similarity=None) == pytest.approx(0.8 * 0.7)
     assert weight(class_similarity=None) == pytest.approx(0.5 * 0.7)
     assert weight(class_similarity=dot) == pytest.approx(0.5 * 0.4 * 0.7)
+
+
+class TwoFaced(Detector):
+    """Answers nothing, and proposes something: for masked images the proposals count."""
+
+    def __call__(self, images: Tensor) -> list[dc.Detections]:
+        return [dc.Detections.of(NOTHING)] * len(images)
+
+    def propose(self, images: Tensor) -> list[dc.Detections]:
+        return [dc.Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.eye(3)[:1])] * len(images)
+
+
+def test_masked_images_are_compared_by_the_detector_s_proposals():
+    target = dc.Detections.drawn([[0, 0, 9, 9]], [0])
+    (maps,) = dc.DRISE(TwoFaced()).attribute_detections(photos(), target, normalize="coverage", **OPTIONS)
+    assert_close(maps, torch.ones(1, *SIZE, dtype=torch.float64))
+    assert len(dc.find_detections(TwoFaced(), photos()[0])) == 0  # and what is explained, by its answers
 
 
 class Learned(nn.Module):

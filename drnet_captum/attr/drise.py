@@ -16,8 +16,8 @@ from drnet_captum.detect.detector import answers, check_images
 from drnet_captum.engine.state import kept
 from drnet_captum.masking.sums import Normalize
 
-from .masking import EVERY, Estimate, MaskedRun, MaskingOptions, estimate, run_through
 from .detection_similarity import PairSimilarity, Similarity, cosine, given_objectness, iou
+from .masking import EVERY, Estimate, MaskedRun, MaskingOptions, estimate, run_through
 
 
 class DRISE(PerturbationAttribution):
@@ -59,7 +59,8 @@ class DRISE(PerturbationAttribution):
         normalize: "mean", "coverage", "expectation" or "none", the paper's sum (see ``masking.sums.MaskSums``).
         generator: where the masks come from, on the CPU. None: a new one, seeded with 0.
         show_progress: show a progress bar.
-        stop_at: stop when the median over pixels of the map's standard error, divided by the map's range, is below it.
+        stop_at: stop when the median over pixels of the map's standard error, divided by the map's range, is below it;
+            looked at every 250 masks.
 
     Returns (of ``attribute``): the images' shape, alike in all channels, in units of the similarity (times masks).
 
@@ -186,7 +187,7 @@ class DRISE(PerturbationAttribution):
         for _ in run.steps(every):
             found = estimate(run, counts, x.dtype)
             yield found
-            if chosen.stop_at is not None and found.relative_error < chosen.stop_at:
+            if found.reaches(chosen.stop_at):
                 return
 
     def _run(

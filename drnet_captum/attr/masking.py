@@ -29,6 +29,10 @@ class Estimate:
     relative_error: float
     n_masks: int
 
+    def reaches(self, stop_at: float | None) -> bool:
+        """Whether it is as exact as was asked for; fewer than 250 masks are too few to tell."""
+        return stop_at is not None and self.n_masks >= EVERY and self.relative_error < stop_at
+
 
 def estimate(run: MaskedRun, counts: list[int], dtype: torch.dtype) -> Estimate:
     """What a run has found so far, split by images."""

@@ -135,7 +135,7 @@ class RISE(PerturbationAttribution):
         for _ in run.steps(every):
             found = estimate(run, [1] * len(x), x.dtype)
             yield found
-            if chosen.stop_at is not None and found.relative_error < chosen.stop_at:
+            if found.reaches(chosen.stop_at):
                 return
 
     def _run(

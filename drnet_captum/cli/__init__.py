@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, demo, example, explain, layers, subnetwork, tables, zoo
+from . import analyze, demo, detect, example, explain, layers, subnetwork, tables, zoo
 from .console import OUT
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 app.command("analyze")(analyze.command)
+app.command("detect")(detect.command)
 app.command("subnetwork")(subnetwork.command)
 app.command("methods")(tables.command)
 app.command("layers")(layers.command)

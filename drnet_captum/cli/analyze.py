@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from drnet_captum.analysis import Analysis
     from drnet_captum.data.card import ModelCard
+    from drnet_captum.detect.detector import Detector
     from drnet_captum.dissect.dissection import Dissection
     from drnet_captum.dissect.photos import PhotoFolder
 
@@ -206,7 +207,7 @@ def read_photos(images: Sequence[Path], others: Sequence[Path] | None) -> dict[s
     return photos
 
 
-def find_classes(named: Sequence[str], card: ModelCard) -> list[int]:
+def find_classes(named: Sequence[str], card: ModelCard | Detector) -> list[int]:
     """Classes by number or name, in any case.
 
     Raises:

@@ -9,14 +9,22 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 OUT = Console()
 ERR = Console(stderr=True)
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LISTED = 20
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def say(text: str, style: str = "", console: Console = OUT) -> None:
@@ -31,14 +39,20 @@ def complain(text: str) -> None:
     say(text, "red", OUT if on_screen else ERR)
 
 
-def progress() -> Progress:
-    """A bar for what takes longer than a second; it is gone when it is done, and absent where stdout is no terminal."""
+def progress(*, remaining: bool = False) -> Progress:
+    """A bar for what takes longer than a second; it is gone when it is done, and absent where stdout is no terminal.
+
+    Args:
+        remaining: also show the time left, for steps of one length.
+    """
+    left = [TextColumn("left:"), TimeRemainingColumn()] if remaining else []
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *left,
         console=OUT,
         transient=True,
         disable=not OUT.is_terminal,
@@ -63,7 +77,7 @@ def user_errors(written: Sequence[Path] = ()) -> Iterator[None]:
     except KeyboardInterrupt:
         complain("stopped")
         _list(written, "nothing was written")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _list(written: Sequence[Path], nothing: str | None = None) -> None:

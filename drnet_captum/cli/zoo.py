@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from .console import complain, progress, say, user_errors
+from .console import INTERRUPTED, complain, progress, say, user_errors
+from .stopping import stoppable
 
 _NAMED = 4  # models named for a reason
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def command(
@@ -64,7 +59,7 @@ def command(
         with progress() as bar:
             task = bar.add_task("", total=len(names), completed=len(names) - len(todo))
             try:
-                with _stoppable(lambda: bar.update(task, description="stopping after this model")) as stopped:
+                with stoppable(lambda: bar.update(task, description="stopping after this model")) as stopped:
                     for name in todo:
                         bar.update(task, description=name)
                         rows[name] = zoo.add_model(out, name, maps)
@@ -74,35 +69,13 @@ def command(
             except KeyboardInterrupt:
                 done = sum(name in rows for name in names)
                 complain(f"stopped: {done} of {len(names)} models are in {out}; the same command goes on from there")
-                raise typer.Exit(_INTERRUPTED) from None
+                raise typer.Exit(INTERRUPTED) from None
             bar.update(task, description="contact sheets")
             sheets = zoo.contact_sheets(out, rows) if maps is not None else []
         _summarize([rows[name] for name in names], out)
         if sheets:
             say(f"maps:   {zoo.strip_path(out, '').parent}")
             say(f"sheets: {', '.join(map(str, sheets))}")
-
-
-@contextmanager
-def _stoppable(note: Callable[[], object]) -> Iterator[list[int]]:
-    """Ctrl-C fills the list, for the loop to stop when what it is at is done; a second one interrupts at once."""
-    pressed: list[int] = []
-
-    def press(number: int, frame: FrameType | None) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-        note()
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield pressed
-        return
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _summarize(rows: list[dict[str, str]], out: Path) -> None:

@@ -1,5 +1,6 @@
-"""Maps made visible: scaled, laid over a photo, cut into boxes, set in a panel, bound into a report."""
+"""Maps made visible: scaled, laid over a photo, cut into boxes, set in panels, bound into a report."""
 
+from .detections import detection_panel
 from .filters import feature_grid, filter_grid
 from .localize import Localization, localize
 from .normalize import normalize, to_heat
@@ -24,6 +25,7 @@ __all__ = [
     "ReportModule",
     "ReportPhoto",
     "ReportUnit",
+    "detection_panel",
     "feature_grid",
     "filter_grid",
     "localize",

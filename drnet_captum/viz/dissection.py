@@ -15,7 +15,7 @@ from PIL import Image
 
 from .normalize import ArrayLike, as_array
 from .overlay import DIVERGING
-from .panel import DPI
+from .page import DPI
 
 Patch = Callable[[int], npt.NDArray[np.uint8] | None]
 
