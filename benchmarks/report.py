@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import drnet_captum as dc
 from benchmarks.pairs import RESULTS
+from benchmarks.report_detection import detection_speed_table, detection_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -217,25 +219,27 @@ def latest(pattern: str) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """README with its tables made anew."""
-    plain, sparse = (latest(f"subnetworks_vgg16_bn_fashion-mnist{kind}.json") for kind in ("", "_sparse"))
-    tables = {
-        "speed": speed_table(latest("classical_cpu_*.json")),
-        "layers": layers_table(latest("layers_*.json")),
-        "grounding": grounding_table(latest("grounding.json")),
-        "dissection": dissection_table(latest("dissection_cpu_*.json")),
-        "subnetworks": subnetworks_table({"plain": plain, "trained on for sparse norms": sparse}),
-        "subnetwork speed": subnetwork_speed(
-            {
-                name: latest(f"subnetwork_speed_vgg16_bn_fashion-mnist{kind}.json")
-                for name, kind in (("plain", ""), ("trained on for sparse norms", "_sparse"))
-            }
-        ),
-        "methods": methods_table(),
+    """README with its tables made anew, those that it has markers for."""
+    kinds = {"plain": "", "trained on for sparse norms": "_sparse"}
+
+    def of_kinds(name: str) -> dict[str, dict[str, Any]]:
+        return {title: latest(f"{name}_vgg16_bn_fashion-mnist{kind}.json") for title, kind in kinds.items()}
+
+    tables: dict[str, Callable[[], str]] = {
+        "speed": lambda: speed_table(latest("classical_cpu_*.json")),
+        "layers": lambda: layers_table(latest("layers_*.json")),
+        "grounding": lambda: grounding_table(latest("grounding.json")),
+        "dissection": lambda: dissection_table(latest("dissection_cpu_*.json")),
+        "subnetworks": lambda: subnetworks_table(of_kinds("subnetworks")),
+        "subnetwork speed": lambda: subnetwork_speed(of_kinds("subnetwork_speed")),
+        "detection": lambda: detection_table(latest("detection_localisation.json")),
+        "detection speed": lambda: detection_speed_table(latest("detection_speed_cpu.json")),
+        "methods": methods_table,
     }
     for name, table in tables.items():
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        if f"<!-- {name} -->" in text:
+            block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
+            text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
     return text
 
 
