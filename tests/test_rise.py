@@ -87,6 +87,18 @@ def test_several_classes_on_the_same_masks():
         assert_close(found, dc.RISE(model).attribute(x, target, **FAST))
 
 
+def test_additional_arguments_go_with_their_image():
+    def shifted(x: Tensor, shift: Tensor, factor: float) -> Tensor:
+        return factor * (x * shift[:, None, None, None]).mean((2, 3))
+
+    x, shift = images(2), torch.tensor([1.0, 3.0])
+    found = dc.RISE(shifted).attribute(x, 1, additional_forward_args=(shift, 2.0), **FAST)
+    for i in (0, 1):
+        alone = dc.RISE(shifted).attribute(x[i : i + 1], 1, additional_forward_args=(shift[i : i + 1], 2.0), **FAST)
+        assert_close(found[i], alone[0])
+    assert_close(found[1], 6 * dc.RISE(lambda v: v.mean((2, 3))).attribute(x[1:], 1, **FAST)[0])
+
+
 def test_hidden_parts_show_the_baseline():
     seen = []
     model = seeded(ConvNet)
