@@ -39,10 +39,11 @@ from benchmarks.detection_games import (
 )
 from benchmarks.detection_subjects import Subject, add_detector_options, image_range, load, subjects
 from drnet_captum.attr.detection_similarity import Similarity, dot
-from drnet_captum.attr.masking import MaskedRun, MaskingOptions
 from drnet_captum.detect import Detector
 from drnet_captum.detect.detector import answers
 from drnet_captum.masking.fill import fill
+from drnet_captum.masking.options import MaskingOptions
+from drnet_captum.masking.run import MaskedRun
 from drnet_captum.masking.sums import MaskSums, Normalize
 
 FILLS = ("mean", "black", "grey", "blur")
@@ -154,14 +155,11 @@ def settings(detector: Detector, subject: Subject, name: str, args: argparse.Nam
 
 
 def scores(
-    detector: Detector, subject: Subject, number: int, heat: Tensor, args: argparse.Namespace
+    detector: Detector, subject: Subject, number: int, heat: Tensor, fills: dict[str, Tensor], args: argparse.Namespace
 ) -> dict[str, float]:
-    """Every measure of one map of one detection."""
+    """Every measure of one map of one detection; fills as for `curve_areas`."""
     target, image = subject.targets[number], subject.image
     box, heat = target.boxes[0], heat.to(image.device)
-    fills = {
-        use: fill(image, name, image_range(detector))[0] for use, name in (("deletion", "mean"), ("insertion", "blur"))
-    }
     options = {"steps": args.steps, "batch": args.batch_size or BATCH, "seed": args.seed}
     return {
         "points inside": points_inside(heat, box),
@@ -174,10 +172,11 @@ def scores(
 
 def rows_of(detector: Detector, subject: Subject, name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a photo with one fill: a row for each map of each detection."""
-    rows = []
+    rows, low_high = [], image_range(detector)
+    fills = {"deletion": fill(subject.image, "mean", low_high)[0], "insertion": fill(subject.image, "blur", low_high)[0]}
     for setting in settings(detector, subject, name, args):
         for number, heats in enumerate(setting.maps):
-            each = [scores(detector, subject, number, heat, args) for heat in heats]
+            each = [scores(detector, subject, number, heat, fills, args) for heat in heats]
             box = subject.targets.boxes[number]
             rows.append(
                 {

@@ -158,7 +158,7 @@ def test_detections(fields, error, message):
 def test_records_that_lack_something():
     with pytest.raises(ValueError, match="a dict with boxes and scores, got the keys scores"):
         dc.Detections.of({"scores": torch.zeros(1)})
-    with pytest.raises(TypeError, match="Detections or a dict .* got list"):
+    with pytest.raises(TypeError, match=r"Detections or a dict .* got list"):
         dc.Detections.of([1])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from drnet_captum.masking.run import relative_error
+from drnet_captum.masking.estimate import relative_error
 from drnet_captum.masking.sums import MaskSums, check_normalize
 
 CPU = torch.device("cpu")

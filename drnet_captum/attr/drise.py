@@ -14,10 +14,12 @@ from drnet_captum.detect.adapt import as_detector
 from drnet_captum.detect.detections import Detections
 from drnet_captum.detect.detector import answers, check_images
 from drnet_captum.engine.state import kept
+from drnet_captum.masking.estimate import EVERY, Estimate
+from drnet_captum.masking.options import MaskingOptions
+from drnet_captum.masking.run import MaskedRun
 from drnet_captum.masking.sums import Normalize
 
 from .detection_similarity import PairSimilarity, Similarity, cosine, given_objectness, iou
-from .masking import EVERY, Estimate, MaskedRun, MaskingOptions, estimate, run_through
 
 
 class DRISE(PerturbationAttribution):
@@ -158,7 +160,7 @@ class DRISE(PerturbationAttribution):
         run, counts = self._run(x, targets, MaskingOptions(**options))
         if run is None:
             return [x.new_zeros(0, *x.shape[2:]) for _ in counts]
-        run_through(run, self.get_name())
+        run.finish(self.get_name())
         return list(run.sums.maps(run.options.normalize).to(x.dtype).split(counts))
 
     def attribute_iter(
@@ -185,7 +187,7 @@ class DRISE(PerturbationAttribution):
         if run is None:
             return
         for _ in run.steps(every):
-            found = estimate(run, counts, x.dtype)
+            found = Estimate.of(run.sums, chosen.normalize, counts, x.dtype)
             yield found
             if found.reaches(chosen.stop_at):
                 return

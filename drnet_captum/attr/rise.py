@@ -14,10 +14,12 @@ from drnet_captum._captum import expand_additional_forward_args, log_usage
 from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, check_memory_format
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager
+from drnet_captum.masking.estimate import EVERY, Estimate
+from drnet_captum.masking.options import MaskingOptions
+from drnet_captum.masking.run import MaskedRun
 from drnet_captum.masking.sums import Normalize
 
 from .base import Tensors, additional_args, first_of, scores
-from .masking import EVERY, Estimate, MaskedRun, MaskingOptions, estimate, run_through
 
 RiseScore = Literal["logit", "log_prob", "probability"]
 
@@ -110,7 +112,7 @@ class RISE(PerturbationAttribution):
         """K targets on the same masked copies: one tensor (K, N, C, H, W); ``options`` as for ``attribute``."""
         x = image_of(inputs)
         run = self._run(x, targets, additional_forward_args, score, MaskingOptions(**options))
-        run_through(run, self.get_name())
+        run.finish(self.get_name())
         maps = sound(run.sums.maps(run.options.normalize)).to(x.dtype)
         return (maps.unflatten(0, (len(targets), len(x))).unsqueeze(2).expand(-1, *x.shape).contiguous(),)
 
@@ -133,7 +135,7 @@ class RISE(PerturbationAttribution):
         x, chosen = image_of(inputs), MaskingOptions(**options)
         run = self._run(x, [target], additional_forward_args, score, chosen, errors=True)
         for _ in run.steps(every):
-            found = estimate(run, [1] * len(x), x.dtype)
+            found = Estimate.of(run.sums, chosen.normalize, [1] * len(x), x.dtype)
             yield found
             if found.reaches(chosen.stop_at):
                 return

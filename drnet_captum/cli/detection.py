@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from drnet_captum.attr.drise import DRISE
-from drnet_captum.attr.masking import Estimate
 from drnet_captum.detect.detections import Detections
 from drnet_captum.detect.detector import Detector
 from drnet_captum.detect.find import find_detections
+from drnet_captum.masking.estimate import Estimate
 from drnet_captum.viz import detection_panel
 
 from .explanation import percent

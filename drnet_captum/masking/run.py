@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -13,46 +12,18 @@ from torch import Tensor
 from drnet_captum._captum import progress
 from drnet_captum.engine.state import kept
 
+from .estimate import EVERY, relative_error
 from .fill import fill
+from .options import MaskingOptions
 from .random_masks import RandomMasks
-from .sums import MaskSums, Normalize, check_normalize
+from .sums import MaskSums
 
-_BLOCK_BYTES = 48 << 20  # masks that are summed in one product; what they take is all that there is of them at once
-_BLOCK = 64
-_CACHED_BYTES = 4 << 20  # on a CPU: masked copies of one forward pass; more only makes it wait for memory
-_FIRST_ON_DEVICE, _MOST_ON_DEVICE = 8, 128
-
-
-@dataclass(frozen=True)
-class MaskingOptions:
-    """How images are masked and what is made of it; the keywords of ``RISE.attribute`` and ``DRISE.attribute``."""
-
-    n_masks: int = 5000
-    grid: tuple[int, ...] = (16, 16)
-    keep_probability: float = 0.5
-    baselines: Any = None
-    perturbations_per_eval: int | None = None
-    normalize: Normalize = "mean"
-    generator: torch.Generator | None = None
-    show_progress: bool = False
-    stop_at: float | None = None
-
-    def __post_init__(self) -> None:
-        check_normalize(self.normalize)
-        if self.perturbations_per_eval is not None and self.perturbations_per_eval < 1:
-            raise ValueError(f"expected perturbations_per_eval of at least 1, got {self.perturbations_per_eval}")
-        if self.stop_at is not None and not self.stop_at > 0:
-            raise ValueError(f"expected stop_at, a relative standard error, above 0, got {self.stop_at}")
-        if self.generator is not None and self.generator.device.type != "cpu":
-            raise ValueError(
-                f"expected a generator on the CPU, got one on {self.generator.device}: the masks are then the same on "
-                "every device"
-            )
-
-    def grid_of(self, dimensions: int) -> tuple[int, ...]:
-        """The grid for so many dimensions: a square one is taken along each, of signals and volumes too."""
-        square = len(self.grid) == 2 and self.grid[0] == self.grid[1]
-        return (self.grid[0],) * dimensions if square else tuple(self.grid)
+# Masks that are summed in one product: what they take is all that there is of masks at once.
+_BLOCK, _BLOCK_BYTES = 64, 48 << 20
+_BLOCK_ON_DEVICE, _BYTES_ON_DEVICE = 128, 256 << 20
+# Masked copies of one forward pass: on a CPU more only make it wait for memory; elsewhere doubled as long as they fit.
+_COPIES_BYTES = 4 << 20
+_FIRST_ON_DEVICE = 8
 
 
 class MaskedRun:
@@ -90,14 +61,13 @@ class MaskedRun:
         self.difference = (x - self.base).contiguous(memory_format=memory_format)
         self.sums = MaskSums(targets, size, options.keep_probability, x.device, errors)
         self.options, self._weigh, self._model, self._memory_format = options, weigh, model, memory_format
-        copy = x.numel() * x.element_size()
-        self._grows = options.perturbations_per_eval is None and x.device.type != "cpu"
-        self._chunk = options.perturbations_per_eval or (
-            _FIRST_ON_DEVICE if self._grows else max(1, _CACHED_BYTES // copy)
-        )
+        on_cpu = x.device.type == "cpu"
+        fitting = max(1, _COPIES_BYTES // (x.numel() * x.element_size())) if on_cpu else _FIRST_ON_DEVICE
+        self._chunk = options.perturbations_per_eval or fitting
+        self._grows = options.perturbations_per_eval is None and not on_cpu
+        most, most_bytes = (_BLOCK, _BLOCK_BYTES) if on_cpu else (_BLOCK_ON_DEVICE, _BYTES_ON_DEVICE)
         mask = prod(size) * self.masks.grids.element_size()
-        block = max(self._chunk, min(_BLOCK, max(1, _BLOCK_BYTES // mask)))
-        self._block = min(block, options.n_masks)
+        self._block = min(options.n_masks, max(self._chunk, min(most, most_bytes // mask)))
         self._held = torch.empty(self._block, *size, dtype=self.masks.grids.dtype, device=x.device)
         self._copies: Tensor | None = None
 
@@ -121,20 +91,53 @@ class MaskedRun:
             self.advance(min(self.done + every, self.options.n_masks))
             yield self.done
 
+    def finish(self, name: str) -> None:
+        """All masks, or until the standard error that was asked for is reached, with a progress bar if one was."""
+        options, total = self.options, self.options.n_masks
+        bar = progress(total=total, desc=name) if options.show_progress else None
+        step = (lambda n: bar.update(n)) if bar is not None else (lambda n: None)
+        try:
+            while self.done < total:
+                self.advance(total if options.stop_at is None else min(self.done + EVERY, total), step)
+                if options.stop_at is not None and relative_error(self.sums, options.normalize) < options.stop_at:
+                    break
+        finally:
+            if bar is not None:
+                bar.close()
+
     def _weights(self, masks: Tensor, step: Callable[[int], Any]) -> Iterator[Tensor]:
         """The weights (T, m) of some masks, as many in a forward pass as are found to fit."""
         at = 0
         while at < len(masks):
             part = masks[at : at + self._chunk]
-            try:
-                yield self._weigh(self._shown(part), len(part))
-            except torch.OutOfMemoryError as error:
-                self._shrink(len(part), error)
+            weights = self._tried(part)
+            if weights is None:
+                self._release()
                 continue
+            yield weights
             at += len(part)
             step(len(part))
             if self._grows:
-                self._chunk = min(2 * self._chunk, _MOST_ON_DEVICE)
+                self._chunk = min(2 * self._chunk, self._block)
+
+    def _tried(self, masks: Tensor) -> Tensor | None:
+        """The weights of some masks; None where there was no memory for so many, and half of them are next."""
+        try:
+            return self._weigh(self._shown(masks), len(masks))
+        except torch.OutOfMemoryError as error:
+            if len(masks) == 1 or self.options.perturbations_per_eval is not None:
+                raise torch.OutOfMemoryError(
+                    f"{error}\nwith {len(masks)} masks in a forward pass on {len(self.base)} images: leave "
+                    "perturbations_per_eval open to have it found, or explain fewer images at once"
+                ) from error
+            self._chunk, self._grows = len(masks) // 2, False
+            return None
+
+    def _release(self) -> None:
+        """Give back what a pass that failed has left; while its exception was handled, it held on to all of it."""
+        self._copies = None
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _shown(self, masks: Tensor) -> Tensor:
         """b + M ⊙ (x − b) of all images under each mask, (m·N, C, H, W), in memory that is used again."""
@@ -147,41 +150,3 @@ class MaskedRun:
         copies = self._copies[:m]
         torch.addcmul(image[None], masks[:, None, None].to(image.dtype), self.difference[None], out=copies)
         return copies.flatten(0, 1)
-
-    def _shrink(self, tried: int, error: torch.OutOfMemoryError) -> None:
-        """From now on half as many masks in a forward pass as were too many."""
-        if tried == 1 or self.options.perturbations_per_eval is not None:
-            raise torch.OutOfMemoryError(
-                f"{error}\nwith {tried} masks in a forward pass on {len(self.base)} images: leave "
-                "perturbations_per_eval open to have it found, or explain fewer images at once"
-            ) from error
-        self._chunk, self._grows, self._copies = tried // 2, False, None
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def run_through(run: MaskedRun, name: str) -> None:
-    """All masks, or until the standard error that was asked for is reached."""
-    options, total = run.options, run.options.n_masks
-    bar = progress(total=total, desc=name) if options.show_progress else None
-    step = (lambda n: bar.update(n)) if bar is not None else (lambda n: None)
-    try:
-        while run.done < total:
-            run.advance(total if options.stop_at is None else min(run.done + EVERY, total), step)
-            if options.stop_at is not None and relative_error(run.sums, options.normalize) < options.stop_at:
-                break
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-EVERY = 250  # masks between two looks at the standard error
-
-
-def relative_error(sums: MaskSums, normalize: Normalize) -> float:
-    """The largest over the targets: the median over pixels of the standard error, over the map's range."""
-    maps, errors = sums.maps(normalize).flatten(1), sums.standard_errors(normalize).flatten(1)
-    spread = maps.amax(1) - maps.amin(1)
-    typical = errors.median(1).values
-    relative = torch.where(typical > 0, typical / spread.clamp_min(1e-30), 0.0)  # a map of no detection at all is exact
-    return float(relative.max())
