@@ -173,7 +173,8 @@ def scores(
 def rows_of(detector: Detector, subject: Subject, name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a photo with one fill: a row for each map of each detection."""
     rows, low_high = [], image_range(detector)
-    fills = {"deletion": fill(subject.image, "mean", low_high)[0], "insertion": fill(subject.image, "blur", low_high)[0]}
+    ends = {"deletion": "mean", "insertion": "blur"}
+    fills = {use: fill(subject.image, end, low_high)[0] for use, end in ends.items()}
     for setting in settings(detector, subject, name, args):
         for number, heats in enumerate(setting.maps):
             each = [scores(detector, subject, number, heat, fills, args) for heat in heats]

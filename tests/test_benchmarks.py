@@ -228,6 +228,7 @@ def test_results_files_say_where_they_come_from():
         )
         others = {
             "layers": {"rule", "models", "good", "not_found"},
+            "detection_localisation": {"photo", "class", "map", "box share", "points inside"},
             "grounding": {"measure", "rule", "mean", "difference"},
             "subnetworks": {"criterion", "widths", "correction", "budget", "pairs", "among", "over_all"},
             "subnetwork_speed": {"case", "model", "measure", "median"},

@@ -125,6 +125,8 @@ def test_a_range_that_nobody_told():
     drise.attribute_detections(X * 255, boxes(BOX), n_masks=3, baselines=114.0)
     drise.attribute_detections(X * 255, boxes(BOX), n_masks=3, baselines="blur")
     drise.attribute_detections(X - 0.5, boxes(BOX), n_masks=3)
+    resized = X * 1.0004 / X.max()  # out of the range by rounding
+    drise.attribute_detections(resized - 2e-4, boxes(BOX), n_masks=3, baselines="black")
     with pytest.raises(ValueError, match='"black" needs image_range'):
         drise.attribute_detections(X - 0.5, boxes(BOX), n_masks=3, baselines="black")
 

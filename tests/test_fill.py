@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.testing import assert_close
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from drnet_captum.masking.fill import PHOTO_MEAN, fill
 
@@ -37,6 +38,10 @@ def test_blur_keeps_the_mean_and_takes_the_detail():
     assert_close(blurred.mean((2, 3)), X.mean((2, 3)), rtol=0.05, atol=0)
     flat = torch.full((1, 3, 5, 4), 0.25)
     assert_close(fill(flat, "blur", (0, 1)), flat)
+
+
+def test_blur_is_the_gaussian_of_a_twentieth_of_the_longer_side():
+    assert_close(fill(X, "blur", (0, 1)), gaussian_blur(X, [9, 9], [1.5, 1.5]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 200)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from drnet_captum._captum import log_usage
 from drnet_captum.detect.adapt import as_detector
 from drnet_captum.detect.detections import Detections
-from drnet_captum.detect.detector import answers, check_images
+from drnet_captum.detect.detector import TOLERANCE, answers, check_images
 from drnet_captum.engine.state import kept
 from drnet_captum.masking.estimate import EVERY, Estimate
 from drnet_captum.masking.options import MaskingOptions
@@ -281,9 +281,9 @@ def assumed_range(x: Tensor, baselines: Any) -> tuple[float, float] | None:
         ValueError: images that look like 0 to 255, where the fill depends on it.
     """
     low, high = (float(v) for v in x.detach().aminmax())
-    if low < 0:
+    if low < -TOLERANCE:
         return None
-    if high <= 1:
+    if high <= 1 + TOLERANCE:
         return (0.0, 1.0)
     if baselines is None or (isinstance(baselines, str) and baselines != "blur"):
         raise ValueError(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .detections import Detections
 
+TOLERANCE = 1e-3  # by which resizing may leave the range of an image
+
 
 class Detector:
     """A detector as D-RISE sees it. Adapters override ``__call__``, and ``propose`` where they can give more.
@@ -111,7 +113,7 @@ def check_images(images: Any, image_range: tuple[float, float] | None = None) ->
     low, high = (float(v) for v in images.detach().aminmax())
     if not torch.isfinite(torch.tensor([low, high])).all():
         raise ValueError("expected finite images, got NaN or infinite values: check how they were read and scaled")
-    if image_range is not None and not (low >= image_range[0] - 1e-3 and high <= image_range[1] + 1e-3):
+    if image_range is not None and not (low >= image_range[0] - TOLERANCE and high <= image_range[1] + TOLERANCE):
         raise ValueError(
             f"expected images with values in [{image_range[0]:g}, {image_range[1]:g}], as the detector was told, got "
             f"{low:g} to {high:g}: rescale them, or give another image_range"

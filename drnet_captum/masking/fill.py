@@ -53,8 +53,12 @@ def _named(images: Tensor, name: str, image_range: tuple[float, float] | None) -
         if images.dim() != 4:
             raise ValueError('baselines="blur" is for images, (N, C, H, W): pass a number or a tensor')
         sigma = max(images.shape[2:]) * BLUR
-        sizes = [min(2 * round(3 * sigma) + 1, 2 * side - 1) for side in (images.shape[3], images.shape[2])]
-        blurred: Tensor = TF.gaussian_blur(images, sizes, [sigma, sigma])
+        blurred: Tensor = images
+        for axis in (0, 1):  # one after the other: in one, the kernel is a square of thousands of pixels
+            length = images.shape[3 - axis]
+            size, sigmas = [1, 1], [sigma, sigma]
+            size[axis] = min(2 * round(3 * sigma) + 1, 2 * length - 1)
+            blurred = TF.gaussian_blur(blurred, size, sigmas)
         return blurred
     if name not in NAMES:
         raise ValueError(f"expected baselines to be a number, a tensor or one of {', '.join(NAMES)}, got {name!r}")
