@@ -48,9 +48,7 @@ class MaskSums:
         self._reference: Tensor | None = None
         self._v, self._vv = zeros(targets, 1), zeros(targets, 1)
         self._m, self._vm = zeros(pixels), zeros(targets, pixels)
-        self._squares = (zeros(pixels), zeros(targets, pixels), zeros(targets, pixels), zeros(targets, pixels))
-        if not errors:
-            self._squares = None  # type: ignore[assignment]
+        self._squares = (zeros(pixels), *(zeros(targets, pixels) for _ in range(3))) if errors else None
 
     def add(self, masks: Tensor, weights: Tensor) -> None:
         """Add n masks with their weights.
@@ -80,7 +78,7 @@ class MaskSums:
         """(T, H, W) of the masks so far, in the dtype of the sums."""
         reference, mean = self._known(), self._v / self.n
         if normalize == "mean":
-            found = self._vm - mean * self._m
+            found = torch.addcmul(self._vm, mean, self._m, value=-1)
         elif normalize == "coverage":  # a pixel that no mask has shown: the mean weight
             found = torch.where(self._m > 0, self._vm / self._m.clamp_min(1e-30), mean) + reference
         else:
