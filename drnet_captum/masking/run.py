@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drnet_captum._captum import progress
+from drnet_captum.engine.memory import spare_memory
 from drnet_captum.engine.state import kept
 
 from .estimate import EVERY, relative_error
@@ -70,6 +71,7 @@ class MaskedRun:
         self._block = min(options.n_masks, max(self._chunk, min(most, most_bytes // mask)))
         self._held = torch.empty(self._block, *size, dtype=self.masks.grids.dtype, device=x.device)
         self._copies: Tensor | None = None
+        self._spare = spare_memory(x.device)
 
     @property
     def done(self) -> int:
