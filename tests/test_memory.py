@@ -12,7 +12,7 @@ import torch
 from drnet_captum.engine.memory import spare_memory
 
 PASSES = """
-import resource, torch
+import ctypes, resource, torch
 from drnet_captum.engine.memory import spare_memory
 
 def faults():
@@ -24,21 +24,25 @@ def faults():
         one_pass()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-without = faults()
+sbrk = ctypes.CDLL(None).sbrk
+sbrk.restype, sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
 held = spare_memory(torch.device("cpu"))
+from_end = sbrk(0) - held.data_ptr()
 within = faults()
 del held
 resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-print(without, within, resident)
+print(within, resident, from_end)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
 def test_passes_get_their_memory_from_the_pass_before():
     done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, check=True)
-    without, within, resident = map(int, done.stdout.split())
-    assert without > 20_000  # 120 MB a pass, five times, in pages of 4 kB: 150,000 if all of it comes anew
-    assert within < without / 20
+    within, resident, from_end = map(int, done.stdout.split())
+    assert 0 <= from_end < 64 << 20  # what is held is the end of the heap, not a mapping by itself
+    # 120 MB a pass, five times, in pages of 4 kB: 150,000 where all of it comes anew, as it does by most layouts of the
+    # heap; by some it does not, so that this is not compared with passes outside.
+    assert within < 5_000
     assert resident < 1 << 30  # two gigabytes were asked for and not taken
 
 

@@ -115,9 +115,10 @@ def class_vectors(found: Detections, targets: Detections) -> tuple[Tensor, Tenso
         if theirs is None:
             theirs = torch.nn.functional.one_hot(targets.labels.long(), k)
         return found.class_probs, theirs
-    k = int(torch.cat([found.labels, targets.labels]).max()) + 1
-    mine = torch.nn.functional.one_hot(found.labels.long(), k) * found.scores[:, None]
-    return mine, torch.nn.functional.one_hot(targets.labels.long(), k)
+    both = torch.cat([found.labels, targets.labels.to(found.labels)])
+    distinct, places = both.unique(return_inverse=True)  # whatever the labels are: vectors of those that occur
+    vectors = torch.nn.functional.one_hot(places, len(distinct))
+    return vectors[: len(found)] * found.scores[:, None], vectors[len(found) :]
 
 
 def joined(found: Sequence[Detections], device: torch.device) -> Detections:

@@ -189,10 +189,7 @@ class DRISE(PerturbationAttribution):
         if run is None:
             return
         for _ in run.steps(every):
-            found = Estimate.of(run.sums, chosen.normalize, counts, x.dtype)
-            yield found
-            if found.reaches(chosen.stop_at):
-                return
+            yield Estimate.of(run.sums, chosen.normalize, counts, x.dtype)
 
     def _run(
         self, x: Tensor, targets: Detections | Sequence[Detections], options: MaskingOptions, errors: bool = False

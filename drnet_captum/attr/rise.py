@@ -11,7 +11,7 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, check_memory_format
+from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, check_memory_format, layout_of
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager
 from drnet_captum.masking.estimate import EVERY, Estimate
@@ -135,10 +135,7 @@ class RISE(PerturbationAttribution):
         x, chosen = image_of(inputs), MaskingOptions(**options)
         run = self._run(x, [target], additional_forward_args, score, chosen, errors=True)
         for _ in run.steps(every):
-            found = Estimate.of(run.sums, chosen.normalize, [1] * len(x), x.dtype)
-            yield found
-            if found.reaches(chosen.stop_at):
-                return
+            yield Estimate.of(run.sums, chosen.normalize, [1] * len(x), x.dtype)
 
     def _run(
         self,
@@ -149,7 +146,7 @@ class RISE(PerturbationAttribution):
         options: MaskingOptions,
         errors: bool = False,
     ) -> MaskedRun:
-        """The targets checked on the images themselves, and the masks drawn."""
+        """The masks drawn, and how the model weighs them."""
         model, n, extra = self.forward_func, len(x), additional_args(additional_forward_args)
         inner: Any = eager(model)
         if isinstance(inner, nn.Module) and inner.training:
@@ -159,23 +156,26 @@ class RISE(PerturbationAttribution):
         def weigh(copies: Tensor, m: int) -> Tensor:
             output = check_output(model(copies, *expand_additional_forward_args(extra, m)))
             if score == "probability":
+                if output.dim() < 2:
+                    raise ValueError(
+                        "expected scores of several classes, (N, C), for score='probability', got "
+                        f"{tuple(output.shape)}: leave score out"
+                    )
                 output = torch.softmax(output, dim=1)
             of = "logit" if score == "probability" else score
             parts = output.split(n)
             return torch.cat([torch.stack([scores(p, t, of).detach() for p in parts], 1) for t in targets])
 
-        last = self.memory_format == "channels_last" or (self.memory_format == "auto" and x.device.type == "cpu")
-        last = last and x.dim() == 4
-        run = MaskedRun(
+        layout = layout_of(x, self.memory_format)
+        return MaskedRun(
             x,
             weigh,
             len(targets) * n,
             options,
             inner,
             errors=errors or options.stop_at is not None,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
+            memory_format=torch.contiguous_format if layout == torch.preserve_format else layout,
         )
-        return run
 
 
 def image_of(inputs: Any) -> Tensor:

@@ -19,15 +19,14 @@ from drnet_captum.attr.drise import DRISE
 from drnet_captum.detect.detections import Detections
 from drnet_captum.detect.detector import Detector
 from drnet_captum.detect.find import find_detections
-from drnet_captum.masking.estimate import Estimate
+from drnet_captum.masking.estimate import EVERY, Estimate
 from drnet_captum.viz import detection_panel
 
 from .explanation import percent
 from .outputs import write
 
 _PATIENCE = 2.0  # seconds on a CPU, until Ctrl-C is heard
-_CHECK = 250  # masks between two looks at --stop-at: fewer may all have missed the object
-_STEPS = (5, 10, 25, 50, 125, _CHECK)  # they divide it
+_STEPS = (5, 10, 25, 50, 125, EVERY)  # they divide it, so that --stop-at is looked at where the library does
 
 Box = tuple[float, float, float, float]
 
@@ -110,10 +109,8 @@ def find_subject(
     return Subject(inputs, pixels, scale, targets, names, drawn is not None, seconds)
 
 
-def estimates(
-    drise: DRISE, subject: Subject, *, batch_size: int | None, stop_at: float | None, **options: Any
-) -> Iterator[Estimate]:
-    """The maps as they come, often enough for Ctrl-C; until ``stop_at``, which is looked at every 250 masks.
+def estimates(drise: DRISE, subject: Subject, *, batch_size: int | None, **options: Any) -> Iterator[Estimate]:
+    """The maps as they come, often enough for Ctrl-C; ``options`` as for ``DRISE.attribute``.
 
     Raises:
         ValueError: no memory left, and as `DRISE`.
@@ -121,12 +118,9 @@ def estimates(
     place = subject.inputs.device
     every = masks_between_looks(place, subject.seconds, batch_size)
     with _memory(place):
-        for found in drise.attribute_iter(
+        yield from drise.attribute_iter(
             subject.inputs, subject.targets, perturbations_per_eval=batch_size, every=every, **options
-        ):
-            yield found
-            if stop_at is not None and found.n_masks % _CHECK == 0 and found.relative_error < stop_at:
-                return
+        )
 
 
 def masks_between_looks(place: torch.device, seconds: float, batch_size: int | None) -> int:
@@ -138,8 +132,8 @@ def masks_between_looks(place: torch.device, seconds: float, batch_size: int | N
         batch_size: masks in a forward pass, if that is known.
     """
     if place.type != "cpu":
-        return _CHECK
-    whole = [step for step in _STEPS if step >= (batch_size or 1)] or [_CHECK]
+        return EVERY
+    whole = [step for step in _STEPS if step >= (batch_size or 1)] or [EVERY]
     return max((step for step in whole if step * seconds <= _PATIENCE), default=whole[0])
 
 

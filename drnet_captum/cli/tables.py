@@ -30,7 +30,7 @@ def method_table() -> Table:
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="* computed when no method is named",
+        caption="* computed when no method is named; detectors are explained by D-RISE: drnet-captum detect",
         caption_justify="left",
     )
     for heading in ("name", "title", "paper", "needs", "output"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,3 +128,18 @@ def check_eval(model: Any, name: str) -> None:
     """
     if isinstance(model, nn.Module) and model.training:
         raise ValueError(f"{name} is in train mode, in which it detects nothing: call .eval() first")
+
+
+def class_names(names: Mapping[Any, Any] | Sequence[Any] | None) -> tuple[str, ...] | None:
+    """Class names from a list or a dict by index (or by its text), with "class 3" in a gap; None where there are none.
+
+    Example:
+        >>> class_names({"0": "cat", "2": "dog"})
+        ('cat', 'class 1', 'dog')
+    """
+    if not names:
+        return None
+    if not isinstance(names, Mapping):
+        return tuple(str(name) for name in names)
+    by_index = {int(index): str(name) for index, name in names.items()}
+    return tuple(by_index.get(index, f"class {index}") for index in range(max(by_index) + 1))

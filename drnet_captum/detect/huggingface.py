@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.ops import box_convert
 
 from .detections import Detections
-from .detector import Detector, check_eval, check_images
+from .detector import Detector, check_eval, check_images, class_names
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _RESAMPLING = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -83,7 +83,7 @@ class HuggingFaceDetector(Detector):
         self.model = model
         self.name = type(model).__name__
         labels = getattr(model.config, "id2label", None)
-        self.categories = _names(labels) if categories is None else tuple(categories)
+        self.categories = class_names(labels) if categories is None else tuple(categories)
         self._labels = len(labels) if labels else None
         self._mask = "pixel_mask" in wanted
         self._preparation = _Preparation(processor)
@@ -223,10 +223,3 @@ def _sides(size: Any) -> dict[str, int]:
     names = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
     values = {n: size.get(n) if isinstance(size, Mapping) else getattr(size, n, None) for n in names}
     return {name: int(value) for name, value in values.items() if value}
-
-
-def _names(labels: Mapping[Any, str] | None) -> tuple[str, ...] | None:
-    if not labels:
-        return None
-    by_index = {int(index): str(name) for index, name in labels.items()}
-    return tuple(by_index.get(index, f"class {index}") for index in range(max(by_index) + 1))

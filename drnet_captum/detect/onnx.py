@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .detections import Detections
-from .detector import Detector, check_images
+from .detector import Detector, check_images, class_names
 from .letterbox import GREY, Letterbox, canvas_size, letterbox
 from .onnx_outputs import Outputs
-from .ultralytics import best, class_names
+from .selection import best
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .detections import Detections
 from .detector import answers
-from .ultralytics import candidates
+from .selection import candidates
 
 KINDS = ("yolo", "rows", "detr", "boxes")
 _WORDS = {"boxes": ("box",), "scores": ("score", "conf"), "labels": ("label", "class", "cls")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_convert
+
+from .detections import Detections
 
 _LEAST_SIDE = 1e-2  # pixels; torchvision's own. A box clipped away to less overlaps nothing.
 _CANDIDATES = 3000  # go to the suppression, whose cost is their square
@@ -76,3 +78,17 @@ def rows_of(found_boxes: Tensor, found_scores: Tensor, found_classes: Tensor, sc
 def at(boxes: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
     """The boxes (M, 4) of some rows and classes, from (N, 4) or (N, K, 4)."""
     return boxes[rows] if boxes.dim() == 2 else boxes[rows, classes]
+
+
+def candidates(boxes: Tensor, probs: Tensor) -> Detections:
+    """All boxes (A, 4) cxcywh with their class scores (A, K), each with its best class."""
+    scores, labels = probs.max(1)
+    return Detections(box_convert(boxes, "cxcywh", "xyxy"), scores, probs, labels=labels)
+
+
+def best(found: Detections, min_score: float, limit: int, overlap: float | None) -> Detections:
+    """The best ``limit`` of at least ``min_score``, none with IoU > ``overlap`` to a better one of its class."""
+    found = found[(found.scores >= min_score) & found.boxes.isfinite().all(1)]  # NaN is not
+    if overlap is None:
+        return found[found.scores.argsort(descending=True, stable=True)[:limit]]
+    return found[batched_nms(found.boxes, found.scores, found.labels, overlap)[:limit]]

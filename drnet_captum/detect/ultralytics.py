@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert
 
 from .detections import Detections
-from .detector import Detector, check_eval, check_images
+from .detector import Detector, check_eval, check_images, class_names
 from .letterbox import canvas_size, letterbox
+from .selection import best, candidates
 
 _RT_DETR = "RTDETRDecoder"
 
@@ -165,20 +165,6 @@ def detections_of(results: Iterable[Any], device: torch.device | str | None = No
     return found
 
 
-def candidates(boxes: Tensor, probs: Tensor) -> Detections:
-    """All boxes (A, 4) cxcywh with their class scores (A, K), each with its best class."""
-    scores, labels = probs.max(1)
-    return Detections(box_convert(boxes, "cxcywh", "xyxy"), scores, probs, labels=labels)
-
-
-def best(found: Detections, min_score: float, limit: int, overlap: float | None) -> Detections:
-    """The best ``limit`` of at least ``min_score``, none with IoU > ``overlap`` to a better one of its class."""
-    found = found[(found.scores >= min_score) & found.boxes.isfinite().all(1)]  # NaN is not
-    if overlap is None:
-        return found[found.scores.argsort(descending=True, stable=True)[:limit]]
-    return found[batched_nms(found.boxes, found.scores, found.labels, overlap)[:limit]]
-
-
 def _class_scores(output: Any, rows: Tensor) -> list[Tensor | None]:
     """For each image's rows (R, 6) of an end-to-end head the class scores (R, K) that they were chosen from.
 
@@ -231,12 +217,3 @@ def _first(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(f"expected the model to return predictions as a tensor first, got {type(output).__name__}")
     return output
-
-
-def class_names(names: Any) -> tuple[str, ...] | None:
-    """Ultralytics' dict of names by index as a tuple, with "class 3" in a gap."""
-    if not names:
-        return None
-    if not isinstance(names, dict):
-        return tuple(str(name) for name in names)
-    return tuple(str(names.get(index, f"class {index}")) for index in range(max(names) + 1))

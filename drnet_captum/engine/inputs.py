@@ -50,12 +50,17 @@ def check_memory_format(memory_format: str) -> None:
         raise ValueError(f"expected memory_format to be one of {', '.join(MEMORY_FORMATS)}, got {memory_format!r}")
 
 
-def arranged(value: Tensor, memory_format: MemoryFormat) -> Tensor:
-    """The tensor in the memory layout that convolutions run fastest on: channels last, for images on a CPU."""
+def layout_of(value: Tensor, memory_format: MemoryFormat) -> torch.memory_format:
+    """The memory layout that convolutions run fastest on: channels last, for images on a CPU."""
     last = memory_format == "channels_last" or (memory_format == "auto" and value.device.type == "cpu")
-    if last and value.dim() == 4 and value.dtype.is_floating_point:
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
+    last = last and value.dim() == 4 and value.dtype.is_floating_point
+    return torch.channels_last if last else torch.preserve_format
+
+
+def arranged(value: Tensor, memory_format: MemoryFormat) -> Tensor:
+    """The tensor in that layout."""
+    layout = layout_of(value, memory_format)
+    return value if layout == torch.preserve_format else value.contiguous(memory_format=layout)
 
 
 def baseline_of(values: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:

@@ -35,10 +35,6 @@ class Estimate:
         maps, errors = (values.to(dtype) for values in (sums.maps(normalize), sums.standard_errors(normalize)))
         return cls(list(maps.split(counts)), list(errors.split(counts)), relative_error(sums, normalize), sums.n)
 
-    def reaches(self, stop_at: float | None) -> bool:
-        """Whether it is as exact as was asked for."""
-        return stop_at is not None and self.n_masks >= EVERY and self.relative_error < stop_at
-
 
 def relative_error(sums: MaskSums, normalize: Normalize) -> float:
     """The largest over the targets: the median over pixels of the standard error, over the map's range."""

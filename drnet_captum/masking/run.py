@@ -87,22 +87,25 @@ class MaskedRun:
                 weights = torch.cat(list(self._weights(masks, step)), dim=1)
                 self.sums.add(masks, weights)
 
-    def steps(self, every: int) -> Iterator[int]:
-        """Advance by ``every`` masks at a time, to the last one."""
-        while self.done < self.options.n_masks:
-            self.advance(min(self.done + every, self.options.n_masks))
+    def steps(self, every: int, step: Callable[[int], Any] = lambda n: None) -> Iterator[int]:
+        """Advance by ``every`` masks at a time, to the last one or to ``stop_at``, which is looked at every 250."""
+        total, stop_at = self.options.n_masks, self.options.stop_at
+        settled = False
+        while self.done < total and not settled:
+            to = min(_next(self.done, every), total)
+            while self.done < to and not settled:
+                self.advance(to if stop_at is None else min(_next(self.done, EVERY), to), step)
+                if stop_at is not None and self.done % EVERY == 0:
+                    settled = relative_error(self.sums, self.options.normalize) < stop_at
             yield self.done
 
     def finish(self, name: str) -> None:
-        """All masks, or until the standard error that was asked for is reached, with a progress bar if one was."""
-        options, total = self.options, self.options.n_masks
-        bar = progress(total=total, desc=name) if options.show_progress else None
-        step = (lambda n: bar.update(n)) if bar is not None else (lambda n: None)
+        """All steps, with a progress bar if one was asked for."""
+        total = self.options.n_masks
+        bar = progress(total=total, desc=name) if self.options.show_progress else None
         try:
-            while self.done < total:
-                self.advance(total if options.stop_at is None else min(self.done + EVERY, total), step)
-                if options.stop_at is not None and relative_error(self.sums, options.normalize) < options.stop_at:
-                    break
+            for _ in self.steps(total, bar.update if bar is not None else lambda n: None):
+                pass
         finally:
             if bar is not None:
                 bar.close()
@@ -152,3 +155,8 @@ class MaskedRun:
         copies = self._copies[:m]
         torch.addcmul(image[None], masks[:, None, None].to(image.dtype), self.difference[None], out=copies)
         return copies.flatten(0, 1)
+
+
+def _next(done: int, every: int) -> int:
+    """The next multiple of ``every``."""
+    return (done // every + 1) * every
