@@ -117,7 +117,7 @@ def explain(
     wrt_input = bool(needs.input_rules) and not tokens
     source: Layer = given if tokens and given is not None else INPUT
     maps: dict[str, Any] = {}
-    with Tape(model, kept_layers, wrt_input=wrt_input, memory_format=memory_format) as tape:
+    with Tape(model, kept_layers, wrt_input=wrt_input, rules=needs.input_rules, memory_format=memory_format) as tape:
         output = tape.forward(inputs, *extra)
         targets, several = _targets(output, target, classes)
         reading = Reading(tape, [scores(output, t) for t in targets], needs, found_layer, source)

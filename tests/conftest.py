@@ -7,6 +7,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from drnet_captum.engine import lean
+
 torch.set_num_threads(1)
 
 
@@ -19,3 +21,9 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_file(model.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def every_node_lean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors are recorded as large ones are."""
+    monkeypatch.setattr(lean, "SMALL", 0)

@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from drnet_captum.engine import graph, lean
 from drnet_captum.engine.lean import Convolution
 from drnet_captum.engine.rules import is_exclusive
 from drnet_captum.engine.tape import Tape
+
+pytestmark = pytest.mark.usefixtures("every_node_lean")
 
 
 @pytest.mark.parametrize(
@@ -97,3 +100,51 @@ def test_gradients_that_the_model_keeps_are_not_written_into(by):
     assert len(model.kept) == 3
     for kept in model.kept:
         torch.testing.assert_close(kept, expected)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding", [((3, 3), 1, 1), ((2, 3), 2, 0), ((1, 1), 2, 0), ((1, 1), (3, 2), 0)]
+)
+@pytest.mark.parametrize("side", [3, 8])
+def test_convolutions_that_kernels_are_slow_at_channels_last(kernel, stride, padding, side):
+    """Weights far larger than the image, and strides that pass over most of it."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 48, kernel, stride, padding).double().eval().requires_grad_(False)
+    x = torch.randn(1, 64, side, side + 1, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    expected = conv(x.requires_grad_())
+    (by_input,) = torch.autograd.grad(expected.square().sum(), x)
+    with Tape(conv, rules=()) as tape:
+        found = tape.forward(x)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(tape.gradient(found.square().sum((1, 2, 3))), by_input)
+    with Tape(
+        nn.Sequential(conv, nn.Identity()).eval(), layers=("1",), wrt_input=False
+    ) as tape:  # below the layer: no graph
+        torch.testing.assert_close(tape.forward(x), expected)
+
+
+def test_small_tensors_are_left_to_pytorch(monkeypatch):
+    """Where nodes of ours save less than they cost: the same gradients, by other nodes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.SiLU()).double().eval()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    nodes, gradients = [], []
+    for small in (0, 1 << 17):
+        monkeypatch.setattr(lean, "SMALL", small)
+        with Tape(model, rules=()) as tape:
+            out = tape.forward(x)
+            nodes.append({node.name() for node in graph.nodes([out])})
+            gradients.append(tape.gradient(out.sum((1, 2, 3))))
+    ours = {f"{kind}Backward" for kind in ("Convolution", "BatchNorm", "PiecewiseLinear", "MaxPool2d")}
+    assert ours <= nodes[0]
+    assert not ours & nodes[1]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_rule_that_the_tape_was_not_made_for():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
+    with Tape(model, rules=()) as tape:
+        y = tape.forward(torch.ones(1, 2)).sum(1)
+        with pytest.raises(ValueError, match="made for other rules"):
+            tape.gradient(y, rule="guided")

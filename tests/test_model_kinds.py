@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from drnet_captum import GradCAM, LayerDiscoveryError, LogitsOf, find_cut_layers, find_target_layer
 from drnet_captum.layers.layout import Placement, placement_of
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 
 def timm_model(name, **options):
     return seeded(timm.create_model, name, num_classes=4, **options)

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from drnet_captum.engine.activations import ACTIVATIONS
 from drnet_captum.engine.tape import Tape
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 # Kinks of every piecewise function, and both sides of them.
 POINTS = [-7.0, -3.5, -3.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.1, 0.5, 0.7, 1.0, 2.0, 3.0, 3.5, 5.9, 6.0, 7.0, 21.0, 0.3]
 SLOPES = torch.tensor([0.3]), torch.tensor([0.25, -0.5, 0.0, 1.5])

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from drnet_captum.engine.tape import Tape
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 
 @pytest.fixture
 def model():

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations
 from drnet_captum.engine.lean import BatchNorm
 from drnet_captum.engine.tape import Tape
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 
 def state(model):
     return {

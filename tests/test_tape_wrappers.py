@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.unwrap import eager
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 RULES = ("plain", "guided", "deconv")
 
 

@@ -21,6 +21,8 @@ from drnet_captum.data import load_model
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.layers.units import find_units
 
+pytestmark = pytest.mark.usefixtures("every_node_lean")
+
 NETWORKS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), (48, 40)),
     "densenet": (lambda: timm.create_model("densenet121", num_classes=7, growth_rate=8, block_config=(2, 2)), (48, 40)),

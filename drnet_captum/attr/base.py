@@ -118,8 +118,8 @@ class TapeAttribution(GradientAttribution):
         return cls._name or cls.__name__
 
     def needs(self) -> Needs:
-        """What this method, as it was constructed, reads from a tape."""
-        raise NotImplementedError
+        """What this method, as it was constructed, reads from a tape that it shares with others."""
+        return Needs()
 
     def read(self, reading: Reading) -> Tensors:
         """The maps of K targets, (K, N, …), one tensor for each input or for each tensor of the layer."""
@@ -140,6 +140,7 @@ class TapeAttribution(GradientAttribution):
             layers,
             wrt_input=wrt_input,
             at_layer_inputs=at_layer_inputs,
+            rules=self.needs().input_rules,
             memory_format=self.memory_format,
         )
         with tape:

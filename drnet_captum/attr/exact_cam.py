@@ -115,4 +115,7 @@ def is_affine(node: Any) -> bool:
 
 
 def readable(node: Any) -> str:
-    return "an activation" if is_rule_node(node) else node.name().replace("Backward0", "").replace("Backward", "")
+    name: str = node.name()
+    if is_rule_node(node) or graph.ACTIVATION_NAMES.search(name):
+        return "an activation"
+    return name.replace("Backward0", "").replace("Backward", "")

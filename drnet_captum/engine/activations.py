@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Unary = Callable[[Tensor], Tensor]
+Derivative = Callable[[Tensor, Tensor], Tensor]  # g and z (or f(z)) → g·f′(z)
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,17 @@ class Activation:
     inplace: bool = False
     mask: Unary | None = None
     slope: float = 0.0
-    slope_of_output: Unary | None = None  # where the output tells the derivative, and the input need not be saved
+    derivative: Derivative | None = None  # PyTorch's own kernel; None: by differentiating ``call``
+    of_output: bool = False  # the derivative is told by the output, and the input need not be saved
     bounds: tuple[float, float] | None = None
     is_relu: bool = False
     is_gate: bool = False
     is_activation: bool = True
+
+    @property
+    def is_piecewise(self) -> bool:
+        """Linear but for a bend, so that a mask tells the derivative."""
+        return self.is_relu or self.mask is not None
 
 
 def relu(input: Tensor, inplace: bool = False) -> Activation:
@@ -85,7 +93,12 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Activation:
-    return Activation(input, lambda z: F.softplus(z, beta, threshold), is_gate=True)
+    return Activation(
+        input,
+        lambda z: F.softplus(z, beta, threshold),
+        derivative=lambda g, z: aten.softplus_backward(g, z, beta, threshold),
+        is_gate=True,
+    )
 
 
 def prelu(input: Tensor, weight: Tensor) -> Activation:
@@ -93,11 +106,14 @@ def prelu(input: Tensor, weight: Tensor) -> Activation:
 
 
 def tanh(input: Tensor) -> Activation:
-    return Activation(input, torch.tanh, slope_of_output=lambda out: 1 - out * out, is_gate=True)
+    return Activation(input, torch.tanh, derivative=aten.tanh_backward, of_output=True, is_gate=True)
 
 
 def smooth(
-    function: Callable[..., Tensor], is_gate: bool = False, is_activation: bool = True
+    function: Callable[..., Tensor],
+    kernel: Callable[..., Tensor] | None = None,
+    is_gate: bool = False,
+    is_activation: bool = True,
 ) -> Callable[..., Activation]:
     """A builder for a function of one tensor, whatever numbers follow it, in place or not."""
 
@@ -105,7 +121,8 @@ def smooth(
         if rest and isinstance(rest[-1], bool):
             *rest, inplace = rest  # type: ignore[assignment]
         call: Unary = lambda z: function(z, *rest, **options)  # noqa: E731
-        return Activation(input, call, inplace, is_gate=is_gate, is_activation=is_activation)
+        derivative = None if kernel is None else lambda g, z: kernel(g, z, *rest, **options)
+        return Activation(input, call, inplace, derivative=derivative, is_gate=is_gate, is_activation=is_activation)
 
     return build
 
@@ -121,10 +138,10 @@ ACTIVATIONS: dict[str, Callable[..., Activation | None]] = {
     "_threshold": threshold,
     "softplus": softplus,
     "prelu": prelu,
-    "silu": smooth(F.silu),
-    "gelu": smooth(F.gelu),
-    "hardswish": smooth(F.hardswish),
-    "mish": smooth(F.mish),
+    "silu": smooth(F.silu, aten.silu_backward),
+    "gelu": smooth(F.gelu, aten.gelu_backward),
+    "hardswish": smooth(F.hardswish, aten.hardswish_backward),
+    "mish": smooth(F.mish, aten.mish_backward),
     "elu": smooth(F.elu),
     "selu": smooth(F.selu),
     "celu": smooth(F.celu),

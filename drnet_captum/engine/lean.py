@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+SMALL = 1 << 17  # numbers; the nodes of smaller tensors save less than they cost
+HEAVY = 8  # times as many numbers in the weight as in the image: laying the weight out costs more than the image
+
+
+def pays(x: Tensor) -> bool:
+    """Whether a tensor is large enough for a lean node to pay."""
+    return x.numel() >= SMALL
 
 
 def placeholder(shape: torch.Size, memory_format: torch.memory_format, like: Tensor) -> Tensor:
@@ -33,26 +40,13 @@ class Convolution(torch.autograd.Function):
     """Convolution by a weight that needs no gradient."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-    ) -> Tensor:
-        zeros = (0,) * len(stride)
-        result: Tensor = torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
-        return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, *ctx.geometry = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        output = convolve(x, weight, bias, *geometry)
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.format = x.shape, memory_format_of(x)
+        ctx.shape, ctx.format, ctx.geometry = x.shape, memory_format_of(x), geometry
         ctx.scale = None  # of a batch norm folded in
         ctx.saves_by_folding = output.numel() > weight.numel()  # or scaling the weight costs more than it saves
+        return output
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,12 +56,41 @@ class Convolution(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         if is_stem(g, weight, stride, dilation, groups):
             return by_phases(g, weight, stride[0], padding, ctx.shape), None, None, None, None, None, None
-        x = placeholder(ctx.shape, ctx.format, g)
+        is_plain = ctx.format == torch.contiguous_format or is_heavy(weight, ctx.shape, g)
+        x = placeholder(ctx.shape, torch.contiguous_format if is_plain else ctx.format, g)
+        g = g.contiguous() if is_plain else g
         zeros = [0] * len(stride)
         grad = aten.convolution_backward(
             g, x, weight, None, stride, padding, dilation, False, zeros, groups, [True, False, False]
         )[0]
         return grad, None, None, None, None, None, None
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """A convolution. Two kinds that CPU kernels are slow at, channels last, are brought into a form that they like."""
+    layout = memory_format_of(x)
+    if layout == torch.channels_last and x.device.type == "cpu":
+        if is_heavy(weight, x.shape, x):
+            x = x.contiguous()
+        elif stride != (1, 1) and padding == (0, 0) and weight.shape[2:] == (1, 1):
+            x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)  # what a stride passes over is not read at all
+    zeros = (0,) * len(stride)
+    result: Tensor = torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+    return result.contiguous(memory_format=layout) if layout == torch.channels_last else result
+
+
+def is_heavy(weight: Tensor, shape: torch.Size, like: Tensor) -> bool:
+    """Whether a kernel would be brought to the image's layout at a higher price than the image to the kernel's."""
+    one = all(side == 1 for side in weight.shape[2:])
+    return like.device.type == "cpu" and not one and weight.numel() > HEAVY * shape.numel()
 
 
 def is_stem(g: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> bool:
@@ -97,15 +120,13 @@ class BatchNorm(torch.autograd.Function):
     """Batch norm by running statistics: a scale and a shift per channel, so the gradient is the scale alone."""
 
     @staticmethod
-    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, var, weight, _, eps = inputs
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
         scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
         ctx.scale = scale.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
         ctx.folded = False
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,26 +137,14 @@ class MaxPool2d(torch.autograd.Function):
     """Max pooling that keeps its switches (the winners' places) and not its input."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        ceil_mode: bool,
-    ) -> tuple[Tensor, Tensor]:
-        values, switches = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
-        return values, switches.to(torch.int32)
+    def forward(ctx: Any, x: Tensor, *geometry: Any) -> Tensor:
+        values, switches = aten.max_pool2d_with_indices(x, *geometry)
+        ctx.save_for_backward(switches.to(torch.int32))
+        ctx.shape, ctx.format, ctx.geometry = x.shape, memory_format_of(x), geometry
+        return values  # type: ignore[no-any-return]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, *ctx.geometry = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.shape, ctx.format = x.shape, memory_format_of(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (switches,) = ctx.saved_tensors
         x = placeholder(ctx.shape, ctx.format, g)
         grad = aten.max_pool2d_with_indices_backward(g, x, *ctx.geometry, switches.to(torch.int64))
@@ -154,7 +163,12 @@ def convolution(
     n = weight.dim() - 2
     if isinstance(padding, str) or weight.requires_grad or input.dim() != n + 2:
         return None
-    return Convolution.apply(input, weight, bias, times(n, stride), times(n, padding), times(n, dilation), groups)  # type: ignore[no-any-return]
+    geometry = times(n, stride), times(n, padding), times(n, dilation), groups
+    if not input.requires_grad:
+        return convolve(input, weight, bias, *geometry)
+    if not (pays(input) or is_heavy(weight, input.shape, input)):
+        return None
+    return Convolution.apply(input, weight, bias, *geometry)  # type: ignore[no-any-return]
 
 
 def batch_norm(
@@ -167,7 +181,9 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if training or running_mean is None or running_var is None or (weight is not None and weight.requires_grad):
+    if not (input.requires_grad and pays(input)) or training or running_mean is None or running_var is None:
+        return None
+    if weight is not None and weight.requires_grad:
         return None
     return BatchNorm.apply(input, running_mean, running_var, weight, bias, eps)  # type: ignore[no-any-return]
 
@@ -181,11 +197,11 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    if return_indices or input.dim() != 4:
+    if not (input.requires_grad and pays(input)) or return_indices or input.dim() != 4:
         return None
     kernel = times(2, kernel_size)
     stride = kernel if not stride else times(2, stride)
-    return MaxPool2d.apply(input, kernel, stride, times(2, padding), times(2, dilation), ceil_mode)[0]  # type: ignore[no-any-return]
+    return MaxPool2d.apply(input, kernel, stride, times(2, padding), times(2, dilation), ceil_mode)  # type: ignore[no-any-return]
 
 
 def times(n: int, value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drnet_captum.engine import lean
-from drnet_captum.engine.activations import ACTIVATIONS, Activation
+from drnet_captum.engine.activations import ACTIVATIONS, Activation, Unary
 from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
-from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch
+from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch, derivative_of
 from drnet_captum.engine.state import is_autocast
 
 ALIASES = {
@@ -46,11 +46,18 @@ def canonical(func: Callable[..., Any]) -> tuple[str, bool]:
 
 
 class Recording(TorchFunctionMode):
-    """Makes activations nodes that follow ``switch``, frozen layers lean nodes, and parameters constants."""
+    """Makes activations nodes that follow ``switch``, frozen layers lean nodes, and parameters constants.
 
-    def __init__(self, switch: Switch) -> None:
+    Args:
+        switch: what the nodes look at.
+        ruled: whether rules other than the plain one will be asked for. Without, what PyTorch does as well or better
+            is left to it.
+    """
+
+    def __init__(self, switch: Switch, ruled: bool = True) -> None:
         super().__init__()
         self.switch = switch
+        self._ruled = ruled
         self.gates: set[Any] = set()  # autograd nodes that look like activations and are gates
         self._ledger = Ledger()
 
@@ -73,9 +80,9 @@ class Recording(TorchFunctionMode):
             self.switch.in_place = False  # the model keeps gradients
         if name in ACTIVATIONS:
             return self._activation(name, inplace, func, args, kwargs)
-        if name in ARITHMETIC and not kwargs:
+        if self._ruled and name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)
-        if name in lean.LAYERS and args and args[0].requires_grad and not is_autocast(args[0].device):
+        if name in lean.LAYERS and args and not is_autocast(args[0].device):
             result = lean.LAYERS[name](*args, **kwargs)
             if result is not None:
                 return result
@@ -85,12 +92,16 @@ class Recording(TorchFunctionMode):
         self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         found = None if "out" in kwargs else ACTIVATIONS[name](*args, **kwargs)
-        if found is None or not found.z.requires_grad:
+        if (
+            found is None
+            or not found.z.requires_grad
+            or not (self._ruled or (found.is_piecewise and lean.pays(found.z)))
+        ):
             return func(*args, **kwargs)
         inplace = inplace or found.inplace
         expression = self._ledger.after_activation(found)
         if found.is_activation and not self._ledger.is_hard_sigmoid(found):
-            result = self._node(found, inplace)
+            result = self._node(found, (lambda z: func(*args, **kwargs)) if inplace else None)
         else:
             result = func(*args, **kwargs)
             self.gates.add(result.grad_fn)
@@ -101,7 +112,8 @@ class Recording(TorchFunctionMode):
         expression = self._ledger.after_arithmetic(name, args)
         if expression is not None and self._completes_activation(name, expression, args):
             whole = Activation(expression.base, expression.function)
-            result = self._node(whole, inplace and args[0] is expression.base)
+            overwrite = (lambda z: z.copy_(whole.call(z))) if inplace and args[0] is expression.base else None
+            result = self._node(whole, overwrite)
             if inplace and args[0] is not expression.base:
                 result = args[0].copy_(result)
         else:
@@ -114,17 +126,19 @@ class Recording(TorchFunctionMode):
         both = len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
         return name == "mul" and both and expression.gated and expression.base.requires_grad
 
-    def _node(self, activation: Activation, inplace: bool) -> Tensor:
-        z, call = activation.z, activation.call
+    def _node(self, activation: Activation, overwrite: Unary | None) -> Tensor:
+        """The activation as a node of the graph; ``overwrite`` writes it into its input, None: out of place."""
+        z, call, inplace = activation.z, activation.call, overwrite is not None
+        run = overwrite or call
         if activation.is_relu:
-            result = PiecewiseLinear.apply(z, None, 0.0, torch.relu_ if inplace else call, inplace, self.switch)
+            result = PiecewiseLinear.apply(z, None, 0.0, run, inplace, self.switch)
         elif activation.mask is not None:
             mask = activation.mask(z.detach())
-            write = (lambda t: t.copy_(call(t))) if inplace else call
-            result = PiecewiseLinear.apply(z, mask, activation.slope, write, inplace, self.switch)
+            result = PiecewiseLinear.apply(z, mask, activation.slope, run, inplace, self.switch)
         else:
-            saved = z.detach().clone() if inplace else z.detach()
-            result = Smooth.apply(z, saved, call, activation.slope_of_output, inplace, self.switch)
+            saved = z.detach().clone() if inplace and not activation.of_output else z.detach()
+            derivative = activation.derivative or derivative_of(call)
+            result = Smooth.apply(z, saved, run, derivative, activation.of_output, inplace, self.switch)
         return result  # type: ignore[no-any-return]
 
 

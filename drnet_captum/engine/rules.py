@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from drnet_captum.engine.activations import Derivative
+
 Rule = Literal["plain", "guided", "deconv"]
 PART = 1 << 20  # numbers multiplied at a time: the factor stays in the cache
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -42,17 +44,20 @@ class PiecewiseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        z: Tensor, mask: Tensor | None, slope: float, call: Callable[[Tensor], Tensor], inplace: bool, switch: Switch
+        ctx: Any,
+        z: Tensor,
+        mask: Tensor | None,
+        slope: float,
+        call: Callable[[Tensor], Tensor],
+        inplace: bool,
+        switch: Switch,
     ) -> Tensor:
-        return call(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, mask, slope, _, inplace, switch = inputs
+        output = call(z)
         if inplace:
             ctx.mark_dirty(z)
         ctx.save_for_backward(output.bool() if mask is None else mask)
         ctx.slope, ctx.switch = slope, switch
+        return output
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,7 +65,7 @@ class PiecewiseLinear(torch.autograd.Function):
         batched = ctx.switch.batched
         owned = ctx.switch.in_place and not batched and is_exclusive(g)
         if rule != "plain":
-            g = g.clamp_(min=0) if owned else g.clamp(min=0)
+            g = positive(g, owned)
             owned = not batched  # a new tensor, if it was not ours before
         if rule != "deconv":
             (mask,) = ctx.saved_tensors
@@ -109,44 +114,51 @@ class Smooth(torch.autograd.Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         z: Tensor,
         saved: Tensor,
         call: Callable[[Tensor], Tensor],
-        slope_of_output: Callable[[Tensor], Tensor] | None,
+        derivative: Derivative,
+        of_output: bool,
         inplace: bool,
         switch: Switch,
     ) -> Tensor:
-        return z.copy_(call(saved)) if inplace else call(z)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z, saved, call, slope_of_output, inplace, switch = inputs
+        output = call(z)
         if inplace:
             ctx.mark_dirty(z)
-        ctx.save_for_backward(saved if slope_of_output is None else output)
-        ctx.call, ctx.slope_of_output, ctx.switch = call, slope_of_output, switch
+        ctx.save_for_backward(output if of_output else saved)
+        ctx.derivative, ctx.switch = derivative, switch
+        return output
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        rule = ctx.switch.rule
+        rule, batched = ctx.switch.rule, ctx.switch.batched
         (saved,) = ctx.saved_tensors
-        if rule == "deconv":
-            grad = g.clamp(min=0)
-        elif ctx.slope_of_output is not None:
-            grad = passed(g, ctx.slope_of_output(saved), rule)
-        else:
-            with torch.enable_grad():
-                z = saved.detach().requires_grad_()
-                out = ctx.call(z)
-                seed = g.to(out.dtype) if rule == "plain" else torch.ones_like(out)
-                (grad,) = torch.autograd.grad(out, z, seed)
-            grad = grad if rule == "plain" else passed(g, grad, rule)
-        return grad.to(saved.dtype), None, None, None, None, None
+        if rule != "plain":
+            g = positive(g, ctx.switch.in_place and not batched and is_exclusive(g))
+        if rule != "deconv":
+            # Kernels of derivatives take one gradient at a time.
+            g = g * ctx.derivative(torch.ones_like(saved), saved) if batched else ctx.derivative(g, saved)
+        if rule == "guided":
+            g = positive(g, owned=not batched)  # where g ≥ 0, max(g·f′, 0) is g·max(f′, 0)
+        return g.to(saved.dtype), None, None, None, None, None, None
 
 
-def passed(g: Tensor, slope: Tensor, rule: Rule) -> Tensor:
-    """g·f′, or under the guided rule max(g, 0)·max(f′, 0)."""
-    return g * slope if rule == "plain" else g.clamp(min=0) * slope.clamp(min=0)
+def positive(g: Tensor, owned: bool) -> Tensor:
+    """max(g, 0), in place if the tensor is ours."""
+    return g.clamp_(min=0) if owned else g.clamp(min=0)
+
+
+def derivative_of(call: Callable[[Tensor], Tensor]) -> Derivative:
+    """g·f′(z) of any elementwise function f, by differentiating it."""
+
+    def derivative(g: Tensor, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            out = call(z)
+            return torch.autograd.grad(out, z, g.to(out.dtype))[0]
+
+    return derivative
 
 
 def is_rule_node(node: object) -> bool:

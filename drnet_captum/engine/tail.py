@@ -74,7 +74,7 @@ class Tail:
         handle = self.layer.register_forward_hook(hand_in)
         try:
             with kept(self.forward_func, {v.device for v in self.inputs}), uncompiled():
-                with attributes_kept(self.forward_func), _ShapesBelow(), Recording(Switch()):
+                with attributes_kept(self.forward_func), _ShapesBelow(), Recording(Switch(), ruled=False):
                     output = check_output(self.forward_func(*inputs, *additional))
         finally:
             handle.remove()

@@ -41,6 +41,7 @@ class Tape:
         layers: modules, or dotted names of modules, whose outputs are kept and can be differentiated by.
         wrt_input: whether gradients by the inputs will be asked for. If not, no graph is made below the lowest layer.
         at_layer_inputs: keep what goes into the layers, and not what comes out.
+        rules: the backward rules that will be asked for. Plain gradients alone are recorded faster.
         memory_format: "auto" (channels last inside for images on a CPU), "preserve" or "channels_last".
 
     Nothing of the caller's is changed: parameters are taken as constants on the way, gradients are never accumulated,
@@ -65,6 +66,7 @@ class Tape:
         *,
         wrt_input: bool = True,
         at_layer_inputs: bool = False,
+        rules: Iterable[Rule] = RULES,
         memory_format: MemoryFormat = "auto",
     ) -> None:
         check_memory_format(memory_format)
@@ -77,7 +79,8 @@ class Tape:
         self.output: Tensor | None = None
         self._kept: dict[Layer, tuple[Tensor, ...]] = {}
         self._tuple_input = False
-        self._recording = Recording(Switch())
+        self.rules = ("plain", *rules)
+        self._recording = Recording(Switch(), self._is_ruled())
         self._walked: list[str] | None = None
         self._sites = 0
 
@@ -90,7 +93,10 @@ class Tape:
     def close(self) -> None:
         """Let go of the recorded graph."""
         self.inputs, self.output, self._kept = (), None, {}
-        self._recording = Recording(Switch())
+        self._recording = Recording(Switch(), self._is_ruled())
+
+    def _is_ruled(self) -> bool:
+        return any(rule != "plain" for rule in self.rules)
 
     def forward(self, *inputs: Any) -> Tensor:
         """Run the model on the inputs, the first being explained (a tuple of tensors counts as several inputs).
@@ -166,6 +172,8 @@ class Tape:
         """Gradients of K scores by several places at once: ``{place: tensors of shape (K, *place's shape)}``."""
         if rule not in RULES:
             raise ValueError(f"expected rule to be one of {', '.join(RULES)}, got {rule!r}")
+        if rule not in self.rules:
+            raise ValueError(f"the tape was made for other rules: Tape(…, rules=({rule!r}, …)) to ask for {rule!r}")
         places = list(wrt)
         if INPUT in places and not self.wrt_input:
             raise ValueError("the tape was made with wrt_input=False: it has no graph below its layers")

@@ -89,7 +89,7 @@ class UnitTape:
                 if (place.function, place.shape) == (function, tuple(tensor.shape[1:])):
                     meet(name, tensor)
 
-        recording = Recording(Switch())
+        recording = Recording(Switch(), ruled=False)
         handles = []
         with differentiable(), kept(self.model, {v.device for v in values}), uncompiled():
             leaves = [v.detach().clone() for v in values]

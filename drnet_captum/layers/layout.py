@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Literal, Protocol
 
@@ -117,10 +118,10 @@ def _tokens(shape: Sequence[int], input_shape: Sequence[int], model: nn.Module |
     stated = prefix_tokens(model) if model is not None else None
     counts = [stated] if stated is not None else []
     for prefix in [*counts, *range(min(MOST_PREFIX_TOKENS + 1, count))]:
-        grids = {grid for grid in patch_grids(input_shape[2:]) if prod(grid) == count - prefix}
+        grids = grids_by_count(tuple(input_shape[2:])).get(count - prefix, frozenset())
         own = patch_grid(model) if model is not None else None
         if not grids and own is not None and prod(own) == count - prefix and prefix == (stated or 0):
-            grids = {own}
+            grids = frozenset({own})
         if grids:
             grid = min(grids, key=lambda g: unevenness(g, input_shape[2:]))
             in_rows = raster_grid(model) if model is not None else None
@@ -133,6 +134,15 @@ def patch_grids(image: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for stride in range(1, max(image) + 1):
         yield tuple(max(1, side // stride) for side in image)
         yield tuple(-(-side // stride) for side in image)
+
+
+@lru_cache
+def grids_by_count(image: tuple[int, ...]) -> dict[int, frozenset[tuple[int, ...]]]:
+    """Those grids, by how many patches they have."""
+    found: dict[int, set[tuple[int, ...]]] = {}
+    for grid in patch_grids(image):
+        found.setdefault(prod(grid), set()).add(grid)
+    return {count: frozenset(grids) for count, grids in found.items()}
 
 
 def unevenness(grid: Sequence[int], image: Sequence[int]) -> float:

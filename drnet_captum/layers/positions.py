@@ -70,6 +70,8 @@ def step(node: Any, argument: int, shape: Sequence[int], axis: int, positions: P
     None: it mixes them, or is not known.
     """
     kind = node.name().rstrip("0123456789").removesuffix("Backward")
+    if kind in ("NativeBatchNorm", "CudnnBatchNorm") and not node._saved_training:
+        kind = "BatchNorm"  # by running statistics: a scale and a shift
     out = output_shape(node)
     if kind in ("Select", "Unbind", "Slice", "Split", "SplitWithSizes"):
         return _part(node, kind, len(shape), axis, positions)
