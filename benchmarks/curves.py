@@ -1,4 +1,4 @@
-"""Insertion and deletion: how fast a class's probability comes and goes with the pixels that a map ranks first.
+"""Insertion and deletion, one image at a time: the areas that the games on photos report.
 
 Source: Petsiuk et al. 2018, arXiv 1806.07421.
 """
@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
+
+from drnet_captum.metrics.baselines import blurred
+from drnet_captum.metrics.curves import Curve, curve
+from drnet_captum.metrics.curves import between as images_between
+from drnet_captum.metrics.maps import places
 
 STEPS = 40
 BATCH = 25
-BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # the paper's
-
-
-def blurred(x: Tensor) -> Tensor:
-    """(3, H, W) without its detail."""
-    return gaussian_blur(x[None], [BLUR_SIZE, BLUR_SIZE], [BLUR_SIGMA, BLUR_SIGMA])[0]
 
 
 def between(start: Tensor, end: Tensor, importance: Tensor, steps: int) -> Tensor:
@@ -30,10 +28,7 @@ def between(start: Tensor, end: Tensor, importance: Tensor, steps: int) -> Tenso
     Returns:
         (steps + 1, C, H, W), ``start`` first and ``end`` last.
     """
-    rank = importance.flatten().argsort(descending=True, stable=True).argsort()
-    most = torch.arange(steps + 1) * rank.numel() / steps  # pixels exchanged so far
-    exchanged = (rank[None] < most[:, None]).view(-1, 1, *importance.shape)
-    return torch.where(exchanged, end, start)
+    return images_between(start[None], end[None], places(importance[None]), torch.arange(steps + 1), steps)
 
 
 def area(values: Tensor) -> float:
@@ -43,15 +38,13 @@ def area(values: Tensor) -> float:
         >>> area(torch.tensor([0.0, 1.0, 1.0]))
         0.75
     """
-    return float(torch.trapezoid(values) / (len(values) - 1))
+    return float(Curve(values).area)
 
 
 def curve_area(model: nn.Module, start: Tensor, end: Tensor, importance: Tensor, label: int) -> float:
     """The area under the class's probability as ``start`` becomes ``end``."""
-    inputs = between(start, end, importance, STEPS).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        found = torch.cat([model(part).softmax(1)[:, label] for part in inputs.split(BATCH)])
-    return area(found)
+    ends = start[None], end[None]
+    return area(curve(model, *ends, importance[None], label, steps=STEPS, perturbations_per_eval=BATCH).values[0])
 
 
 def curve_areas(model: nn.Module, x: Tensor, importance: Tensor, label: int) -> dict[str, float]:
@@ -61,7 +54,7 @@ def curve_areas(model: nn.Module, x: Tensor, importance: Tensor, label: int) -> 
         x: (3, H, W), normalised, so that its mean is 0.
         importance: (H, W).
     """
-    soft = blurred(x)
+    soft = blurred(x[None])[0]
     return {
         "insertion": curve_area(model, soft, x, importance, label),
         "deletion to mean": curve_area(model, x, torch.zeros_like(x), importance, label),

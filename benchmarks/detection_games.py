@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.curves import area
 from drnet_captum.attr.detection_similarity import Similarity
 from drnet_captum.detect.detections import Detections
+from drnet_captum.metrics.pointing import box_masks, energy_in
 
 STEPS = 32
 BATCH = 4
@@ -31,13 +32,12 @@ def coverage(box: Tensor | Sequence[float], size: tuple[int, int]) -> Tensor:
         tensor([[0.5000, 1.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000]])
     """
-    left, top, right, bottom = (float(v) for v in box)
+    return box_masks(one_box(box), size)[0]
 
-    def along(low: float, high: float, count: int) -> Tensor:
-        start = torch.arange(count)
-        return ((start + 1).clamp(max=high) - start.clamp(min=low)).clamp_min(0)
 
-    return along(top, bottom, size[0])[:, None] * along(left, right, size[1])[None]
+def one_box(box: Tensor | Sequence[float]) -> Tensor:
+    """(1, 4), on the CPU."""
+    return torch.tensor([[float(v) for v in box]])
 
 
 def box_share(box: Tensor | Sequence[float], size: tuple[int, int]) -> float:
@@ -73,9 +73,7 @@ def energy_inside(heat: Tensor, box: Tensor | Sequence[float]) -> float:
         0.25
     """
     check(heat)
-    positive, covered = heat.double().clamp_min(0), coverage(box, (heat.shape[0], heat.shape[1]))
-    total = positive.sum()
-    return float((positive * covered.to(positive)).sum() / total) if total > 0 else float(covered.mean())
+    return float(energy_in(heat[None].double(), coverage(box, (heat.shape[0], heat.shape[1]))[None]))
 
 
 def enrichment(heat: Tensor, box: Tensor | Sequence[float]) -> float:

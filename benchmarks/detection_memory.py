@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.classical import status
 from benchmarks.detection_passes import Recorded, add_options, bare, drawn, options_of, ours, photo
 from benchmarks.detection_subjects import load
+from benchmarks.peaks import status
 from drnet_captum.detect import CallableDetector, Detector
 
 MOST = 500.0  # MB beyond the bare passes

@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 from vision_explanation_methods.explanations.common import DetectionRecord, GeneralObjectDetectionModelWrapper
 from vision_explanation_methods.explanations.drise import DRISE_saliency
 
-from benchmarks.classical import correlation
+from benchmarks.agreement import correlation
 from benchmarks.detection_subjects import image_range
 from drnet_captum.attr.drise import DRISE
 from drnet_captum.detect import Detections, Detector

@@ -25,10 +25,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks import pairs
-from benchmarks.classical import report
 from benchmarks.detection_memory import cheap, memory_rows
 from benchmarks.detection_passes import SEED, add_options, bare, drawn, masked, options_of, ours, photo, surest
 from benchmarks.detection_subjects import image_range, load
+from benchmarks.options import Options
 from drnet_captum.detect import Detector
 
 MOST_OF_PASSES = 1.10  # times the bare passes
@@ -46,7 +46,6 @@ def passes_row(detector: Detector, args: argparse.Namespace) -> dict[str, Any]:
         partial(ours, detector, x, drawn(args.size, 1), **options),
         partial(bare, detector, parts),
         args.pairs,
-        args.device,
     )
     more = {"batches": [len(part) for part in parts]}
     return speed_row(
@@ -58,7 +57,7 @@ def targets_row(detector: Detector, args: argparse.Namespace) -> dict[str, Any]:
     """Five targets, against one."""
     x, options = photo(detector, args.size, args), options_of(args)
     five, one = (partial(ours, detector, x, drawn(args.size, count), **options) for count in (5, 1))
-    ratio = pairs.paired(five, one, args.pairs, args.device)
+    ratio = pairs.paired(five, one, args.pairs)
     return speed_row("five targets, against one", detector, 1 / MOST_OF_ONE, ratio, args, args.size)
 
 
@@ -73,7 +72,7 @@ def speed_row(
 ) -> dict[str, Any]:
     """A row of times, printed."""
     found = pairs.row(case, detector.name, "time", goal, ratio, size=list(size), n_masks=args.n_masks, **more)
-    report(found)
+    pairs.report(found)
     return found
 
 
@@ -94,7 +93,6 @@ def theirs_rows(detector: Detector, args: argparse.Namespace) -> Iterator[dict[s
                 partial(ours, asked, x, target, baselines=low, **options_of(args)),
                 partial(theirs, asked, x, target, args.n_masks),
                 args.pairs,
-                args.device,
             )
             more = {"other": other, "agreement_masks": args.agreement_masks, **agreed}
             yield speed_row(THEIRS, asked, LEAST_OF_THEIRS, ratio, args, size, **more)
@@ -112,8 +110,8 @@ def measure(detector: Detector, args: argparse.Namespace) -> Iterator[dict[str, 
         yield from theirs_rows(detector, args)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
@@ -123,7 +121,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory-runs", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--name", help="of the results file; by default detection_speed and the device")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def run(options: Options) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """As the suite ``drise`` of ``python -m benchmarks``: the environment, and the rows as they are found."""
+    given = ["--detector", options.detector, "--device", options.device, "--pairs", str(options.pairs_at_most)]
+    if options.detector.startswith("torchvision:"):
+        given.append("--random-weights")
+    if options.quick:
+        given += ["--size", "64", "96", "--n-masks", "4", "--cases", "passes", "targets"]
+    args = parsed(given)
+    detector = load(args)
+    return pairs.environment(args.device, "float32", SEED) | {"detector": detector.name}, measure(detector, args)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    args = parsed(arguments)
     detector = load(args)
     where = pairs.environment(args.device, "float32", SEED) | {"detector": detector.name}
     rows: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ import argparse
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.classical import correlation, report
-from benchmarks.pairs import Ratio, environment, paired, ratio_of, row, write
+from benchmarks.agreement import correlation
+from benchmarks.options import Options, UnsuitableError
+from benchmarks.pairs import Ratio, environment, paired, ratio_of, report, row, write
 from drnet_captum import DRNetDissection, load_model, model_card
 from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.labelling import label_with_stimuli
@@ -39,6 +40,7 @@ SEED = 0
 MOST_OF_PLAIN = 1.3  # times a plain pass
 MOST_SECONDS = 60.0  # to label the embedded model
 FLAT = 0.8  # least speed on late images, as a share of that on early ones
+STOPS = (8, 64, 256)  # images after which a dissection is saved
 CLASSES = 8  # of the images that a dissection grows with
 TOLERANCE = 1e-9  # in float64, of a layer's largest importance
 LEAST_CORRELATION = 0.999  # in float32
@@ -239,6 +241,31 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def measure(
+    name: str, size: int, batch_size: int, pairs: tuple[int, int], labelled: int, repeats: int, stops: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """All cases, of a model on images of a size; ``labelled``: the size of the stimuli."""
+    found = passes(name, soft_images(batch_size, size, SEED) - 0.5, *pairs)
+    print(summary(found), flush=True)
+    yield from found
+    yield from labelling(labelled, repeats)
+    yield from growth(name, size, batch_size, stops)
+
+
+def run(options: Options) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """As the suite ``dissect`` of ``python -m benchmarks``: the environment, and the rows as they are found.
+
+    Raises:
+        UnsuitableError: a device other than the CPU.
+    """
+    if options.is_cuda:
+        raise UnsuitableError(f"dissections are measured on the CPU, got {options.device!r}: pass --device cpu")
+    where = environment("cpu", "float32", SEED)
+    if options.quick:
+        return where, measure("resnet18", 64, 2, (1, 1), 32, 1, (2, 4, 6))
+    return where, measure("resnet50", 224, (options.batch_sizes or (8,))[0], (options.pairs, 3), 224, 3, STOPS)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,12 +277,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(args.threads)
     where = environment("cpu", "float32", SEED)  # before it runs: the commit that is measured
-    size, small, pairs, stops = (64, 64, 3, (8, 16, 32)) if args.quick else (224, 224, args.pairs, (8, 64, 256))
-    x = soft_images(args.batch_size, size, SEED) - 0.5
-    rows = passes("resnet50", x, pairs, 1 if args.quick else 3)
-    print(summary(rows), flush=True)
-    rows += labelling(small, 1 if args.quick else 3)
-    rows += growth("resnet50", size, args.batch_size, stops)
+    size, pairs, repeats, stops = (64, (3, 1), 1, (8, 16, 32)) if args.quick else (224, (args.pairs, 3), 3, STOPS)
+    rows = list(measure("resnet50", size, args.batch_size, pairs, size, repeats, stops))
     quick = "_quick" if args.quick else ""
     print(write(f"dissection_cpu_float32_torch{torch.__version__.split('+')[0]}{quick}", where, rows))
 

@@ -17,6 +17,10 @@ from torch.nn import functional as F
 
 import drnet_captum as dc
 from drnet_captum.data import embedded_photo, load_image
+from drnet_captum.metrics.grid_pointing import cell_shares
+from drnet_captum.metrics.grid_pointing import mosaic as mosaic_of
+
+__all__ = ["cell_shares"]
 
 CHANCE = 0.25
 LEAST_PROBABILITY = 0.15
@@ -51,17 +55,16 @@ class Mosaic:
     @property
     def x(self) -> Tensor:
         """(3, 2H, 2W)."""
-        a, b, c, d = (cell.x for cell in self.cells)
-        return torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
+        return mosaic_of(torch.stack([cell.x for cell in self.cells]))
 
     @property
     def labels(self) -> list[int]:
         return [cell.label for cell in self.cells]
 
 
-def labelled_images(folder: Path) -> Iterable[tuple[str, tuple[int, ...], Image.Image]]:
-    """(name, labels that are right, photo) of the files ``*_LABEL.jpg`` or ``.png``, and of the embedded photos."""
-    for path in sorted(folder.iterdir()):
+def labelled_images(folder: Path | None) -> Iterable[tuple[str, tuple[int, ...], Image.Image]]:
+    """(name, labels that are right, photo) of a folder's ``*_LABEL.jpg`` or ``.png``, and of the embedded photos."""
+    for path in () if folder is None else sorted(folder.iterdir()):
         if found := re.search(r"_(\d+)\.(?:jpg|png)$", path.name):
             yield path.name, (int(found[1]),), load_image(path)
     for name, labels in EMBEDDED.items():
@@ -75,7 +78,7 @@ def answer(model: nn.Module, name: str, x: Tensor) -> Photo:
     return Photo(name, int(label), float(p), x)
 
 
-def known_photos(model: nn.Module, folder: Path) -> tuple[list[Photo], list[str]]:
+def known_photos(model: nn.Module, folder: Path | None) -> tuple[list[Photo], list[str]]:
     """The photos that the model names right and with some confidence, one for each class; the names of the others."""
     transform = dc.model_card(model).transform
     known: dict[int, Photo] = {}
@@ -130,25 +133,6 @@ def first_crops(mosaics: Iterable[Mosaic], count: int) -> list[Photo]:
         if len(crops) < count:
             crops.append(replace(cell))
     return [crop for crops in found.values() for crop in crops]
-
-
-def cell_shares(maps: Tensor) -> Tensor:
-    """The share of a map's positive values in each of the four cells; chance where it has none.
-
-    Args:
-        maps: (N, 1, 2H, 2W).
-
-    Returns:
-        (N, 4), rows of sum 1.
-
-    Example:
-        >>> cell_shares(torch.tensor([[[[3.0, -5.0], [0.0, 1.0]]]]))
-        tensor([[0.7500, 0.0000, 0.0000, 0.2500]])
-    """
-    n, _, height, width = maps.shape
-    cells = maps.clamp(min=0).reshape(n, 2, height // 2, 2, width // 2).sum((2, 4)).flatten(1)  # (N, 4)
-    total = cells.sum(1, keepdim=True)
-    return torch.where(total > 0, cells / torch.where(total > 0, total, 1.0), CHANCE)
 
 
 @dataclass(frozen=True)

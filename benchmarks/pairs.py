@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import captum
 import timm
 import torch
 import torchvision
+from torch.utils.benchmark import Timer
 
 SHORT = 10.0  # seconds
+LEAST_PAIRS = 3
 RESULTS = Path(__file__).parent / "results"
+OTHERS = ("grad-cam", "torchcam", "zennit")
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,31 @@ def paired(
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
     pairs: int,
-    device: str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
+    *,
+    seconds: float | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Ratio:
     """Run both sides once to warm up, then ``pairs`` times in turn.
 
     Short runs are each preceded by an untimed one of the same side: what the other side left of the memory allocator
     (pages given back, which cost as much to get again as the arithmetic on them) is then not charged to it.
+
+    Args:
+        ours, theirs: the two sides.
+        pairs: how many times each is timed, at most.
+        seconds: about how long all of it may take; at least three pairs are run (or ``pairs``, where that is fewer).
+        clock: seconds, in place of the Timer's own, which waits for the device.
     """
     sides = (ours, theirs)
-    short = [timed(side, device, clock) < SHORT for side in sides]
+    first = [timed(side, clock, rehearse=False) for side in sides]
+    short = [s < SHORT for s in first]
+    if seconds is not None:
+        one_pair = sum(s * (1 + is_short) for s, is_short in zip(first, short, strict=True))
+        pairs = min(pairs, max(LEAST_PAIRS, int(seconds / max(one_pair, 1e-9))))
     found = []
     for _ in range(pairs):
-        seconds = []
-        for side, is_short in zip(sides, short, strict=True):
-            if is_short:
-                side()
-            seconds.append(timed(side, device, clock))
-        found.append((seconds[0], seconds[1]))
+        a, b = (timed(side, clock, rehearse=is_short) for side, is_short in zip(sides, short, strict=True))
+        found.append((a, b))
     return ratio_of(found)
 
 
@@ -78,32 +89,72 @@ def ratio_of(found: list[tuple[float, float]]) -> Ratio:
     )
 
 
-def timed(run: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
-    """Seconds of one run, the device's queue included."""
-    start = clock()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return clock() - start
+def timed(run: Callable[[], Any], clock: Callable[[], float] | None = None, *, rehearse: bool = True) -> float:
+    """Seconds of one run by ``torch.utils.benchmark.Timer``, which waits for the device; with an untimed one before.
+
+    The Timer warms up by two runs of its own. They are taken for the untimed one, or left out: its setup is run once
+    before the warm-up and once before what is timed, and says how many runs are real.
+    """
+    real = iter((int(rehearse), 1))
+    left = 0
+
+    def begin() -> None:
+        nonlocal left
+        left = next(real)
+
+    def once() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            run()
+
+    given: dict[str, Any] = {} if clock is None else {"timer": clock}
+    names = {"begin": begin, "once": once}
+    timer = Timer("once()", "begin()", globals=names, num_threads=torch.get_num_threads(), **given)
+    return float(timer.timeit(1).median)
 
 
 def environment(device: str, dtype: str, seed: int) -> dict[str, Any]:
     """What a reader needs to know of where the numbers come from."""
-    return {
+    found: dict[str, Any] = {
         "machine": torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
         "dtype": dtype,
+        "memory_format": "ours: auto; theirs: contiguous",
         "seed": seed,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "captum": captum.__version__,
         "timm": timm.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
-        ).stdout.strip(),
+        "others": {name: version_of(name) for name in OTHERS},
+        "commit": commit(),
     }
+    if device.startswith("cuda"):
+        found["tf32"] = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
+    return found
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """The commit that is measured; with "+" where the code was changed since."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=RESULTS.parents[1])
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def cpu_name() -> str:
@@ -130,3 +181,14 @@ def row(case: str, model: str, measure: str, goal: float, ratio: Ratio, **more: 
         **asdict(ratio),
         **more,
     }
+
+
+def report(found: dict[str, Any]) -> None:
+    """One line while it runs."""
+    ratio = Ratio(*(found[key] for key in ("median", "low", "high", "pairs", "ours_median", "theirs_median")))
+    print(
+        f"{found['model']:10} {found['case']:28} {found['measure']:12} {ratio.median:5.2f}× "
+        f"[{ratio.low:.2f}, {ratio.high:.2f}]  goal {found['goal']:.2f}: {found['verdict']}"
+        f"  (ours {ratio.ours_median:.3g}, theirs {ratio.theirs_median:.3g})",
+        flush=True,
+    )

@@ -1,10 +1,11 @@
 """README's tables, from the results files and the registry.
 
-python -m benchmarks.report          # rewrites the tables between README's markers
+python -m benchmarks.report          # rewrites the tables between README's markers, and the plots in docs/
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -13,34 +14,14 @@ from typing import Any
 
 import drnet_captum as dc
 from benchmarks.pairs import RESULTS
+from benchmarks.plot_throughput import plot
 from benchmarks.report_detection import detection_speed_table, detection_table
+from benchmarks.report_faithfulness import faithfulness_table
+from benchmarks.report_growth import growth_lines
+from benchmarks.report_throughput import speed_block
 
 README = Path(__file__).parents[1] / "README.md"
-
-
-def speed_table(results: dict[str, Any]) -> str:
-    """Rows case × measure, columns models."""
-    rows, where = results["rows"], results["environment"]
-    models = list(dict.fromkeys(r["model"] for r in rows))
-    lines = [
-        "| against Captum, batch 8, float32 | goal | " + " | ".join(models) + " |",
-        "|---|---|" + "---|" * len(models),
-    ]
-    for case, measure in dict.fromkeys((r["case"], r["measure"]) for r in rows):
-        found = {r["model"]: r for r in rows if (r["case"], r["measure"]) == (case, measure)}
-        goal = next(iter(found.values()))["goal"]
-        if measure == "time":
-            cells = [f"**{r['median']:.2f}×** faster ({r['low']:.2f}–{r['high']:.2f})" for r in found.values()]
-            goal_text = f"{goal:g}×"
-        else:
-            cells = [f"**{1 / r['median']:.2f}×** ({1 / r['high']:.2f}–{1 / r['low']:.2f})" for r in found.values()]
-            goal_text = f"at most {1 / goal:g}×"
-        lines.append(f"| {case}: {measure} | {goal_text} | " + " | ".join(cells) + " |")
-    source = (
-        f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, captum {where['captum']}, "
-        f"seed {where['seed']}, random weights"
-    )
-    return "\n".join(lines) + f"\n\nMedian of paired ratios (interquartile interval). {source}."
+DOCS = README.parent / "docs"
 
 
 def layers_table(results: dict[str, Any]) -> str:
@@ -212,9 +193,24 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
-def latest(pattern: str) -> dict[str, Any]:
-    """The newest results file of a name."""
-    found: dict[str, Any] = json.loads(sorted(RESULTS.glob(pattern))[-1].read_text())
+def latest(*patterns: str) -> dict[str, Any]:
+    """The newest results file of a name; of the first name that there is one of. Quick runs are none."""
+    for pattern in patterns:
+        files = sorted(path for path in RESULTS.glob(pattern) if not path.stem.endswith("_quick"))
+        if files:
+            found: dict[str, Any] = json.loads(files[-1].read_text())
+            return found
+    raise FileNotFoundError(f"expected a file {' or '.join(patterns)} in {RESULTS}: run python -m benchmarks")
+
+
+def speed_results() -> dict[str, list[dict[str, Any]]]:
+    """By device the results that the tables of speed are made of, of the newest torch that there are any of."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for device in ("cpu", "cuda"):
+        for suite in ("throughput", "panel", "memory"):
+            with contextlib.suppress(FileNotFoundError):
+                newest = latest(f"{suite}_{device}_float32_*.json")
+                found.setdefault(device, []).append(newest)
     return found
 
 
@@ -226,14 +222,16 @@ def filled(text: str) -> str:
         return {title: latest(f"{name}_vgg16_bn_fashion-mnist{kind}.json") for title, kind in kinds.items()}
 
     tables: dict[str, Callable[[], str]] = {
-        "speed": lambda: speed_table(latest("classical_cpu_*.json")),
+        "speed": lambda: speed_block(speed_results()),
         "layers": lambda: layers_table(latest("layers_*.json")),
         "grounding": lambda: grounding_table(latest("grounding.json")),
-        "dissection": lambda: dissection_table(latest("dissection_cpu_*.json")),
+        "dissection": lambda: dissection_table(latest("dissect_cpu_*.json", "dissection_cpu_*.json")),
         "subnetworks": lambda: subnetworks_table(of_kinds("subnetworks")),
         "subnetwork speed": lambda: subnetwork_speed(of_kinds("subnetwork_speed")),
         "detection": lambda: detection_table(latest("detection_localisation.json")),
-        "detection speed": lambda: detection_speed_table(latest("detection_speed_cpu.json")),
+        "detection speed": lambda: detection_speed_table(latest("drise_cpu_*.json", "detection_speed_cpu.json")),
+        "faithfulness": lambda: faithfulness_table(latest("faithfulness*.json")),
+        "growth": lambda: growth_lines(latest("growth_cpu_*.json")),
         "methods": methods_table,
     }
     for name, table in tables.items():
@@ -243,5 +241,14 @@ def filled(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Rewrite README's tables and the plots of speed."""
     README.write_text(filled(README.read_text()))
+    for device, files in speed_results().items():
+        throughput = [found for found in files if found["suite"] == "throughput"]
+        if throughput:
+            plot(throughput[0]["rows"], throughput[0]["environment"], DOCS / f"speed_{device}.png")
+
+
+if __name__ == "__main__":
+    main()

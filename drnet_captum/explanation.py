@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from captum.attr import LayerAttribution
@@ -17,8 +17,9 @@ from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import ScoreCAM
 from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
 from drnet_captum.attr.rise import RISE
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
+from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer, find_module
+from drnet_captum.engine.running import Running, RunOptions
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
@@ -45,8 +46,8 @@ def explain(
     layer: Layer | None = None,
     additional_forward_args: Any = None,
     interpolate_mode: str | None = None,
-    memory_format: MemoryFormat = "auto",
     progress: Callable[[str], None] | None = None,
+    **running: Unpack[RunOptions],
 ) -> dict[str, Any]:
     """Explain a model's answers by many methods on one forward pass.
 
@@ -65,8 +66,11 @@ def explain(
             embedding, to which everything is attributed.
         additional_forward_args: as in Captum.
         interpolate_mode: how layer-size maps are brought to the input's size. None: linear, bilinear or trilinear.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
         progress: called with each method's title before it is computed.
+        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are; "channels_last".
+        precision: "bfloat16" runs the model under autocast and works the maps out in the inputs' dtype; "float32"
+            switches the caller's autocast off.
+        compile: capture the passes of the first call for a shape of inputs, and replay them at the next ones.
 
     Returns:
         name → maps at input size: (N, C, H, W) for input-size methods, (N, 1, H, W) for DRNet and the CAM family;
@@ -85,6 +89,7 @@ def explain(
         >>> explain(model, torch.rand(2, 3, 64, 64), classes=[0, 3, 7], methods="grad_cam")["grad_cam"].shape
         torch.Size([3, 2, 1, 64, 64])
     """
+    run = Running(**running)
     chosen = find_methods(methods)
     lenient = methods is None or methods == "all"
     values = as_tuple(inputs)
@@ -108,7 +113,7 @@ def explain(
             warnings.warn(f"{', '.join(left_out)} are left out: {error}", stacklevel=2)
             chosen = [m for m in chosen if not m.uses_layer]
     # CAM may need a layer inside the classifier, and looks for it itself.
-    makers = {m.name: _maker(m, model, given if m.cls is CAM else found_layer, tokens, memory_format) for m in chosen}
+    makers = {m.name: _maker(m, model, given if m.cls is CAM else found_layer, tokens, running) for m in chosen}
     readers = {name: maker for name, maker in makers.items() if _reads_tape(maker)}
     needs = Needs()
     for reader in readers.values():
@@ -117,7 +122,14 @@ def explain(
     wrt_input = bool(needs.input_rules) and not tokens
     source: Layer = given if tokens and given is not None else INPUT
     maps: dict[str, Any] = {}
-    with Tape(model, kept_layers, wrt_input=wrt_input, rules=needs.input_rules, memory_format=memory_format) as tape:
+    with Tape(
+        model,
+        kept_layers,
+        wrt_input=wrt_input,
+        rules=needs.input_rules,
+        memory_format=run.memory_format,
+        precision=run.precision,
+    ) as tape:
         output = tape.forward(inputs, *extra)
         targets, several = _targets(output, target, classes)
         reading = Reading(tape, [scores(output, t) for t in targets], needs, found_layer, source)
@@ -141,17 +153,17 @@ def explain(
     return maps
 
 
-def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, memory_format: MemoryFormat) -> Any:
+def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, running: RunOptions) -> Any:
     """The method's attribution object for this call."""
     if method.cls is Saliency:
-        return _AbsoluteGradient(model, layer if tokens else None, memory_format=memory_format)
+        return _AbsoluteGradient(model, layer if tokens else None, **running)
     if method.cls is RISE:
-        return RISE(model, memory_format=memory_format)
+        return RISE(model, **running)
     if not issubclass(method.cls, TapeAttribution):
         return method.cls(model, layer) if method.uses_layer else method.cls(model)
     if method.uses_layer or (tokens and issubclass(method.cls, InputGradient)):
-        return method.cls(model, layer, memory_format=memory_format)
-    return method.cls(model, memory_format=memory_format)
+        return method.cls(model, layer, **running)
+    return method.cls(model, **running)
 
 
 def _reads_tape(maker: Any) -> bool:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from torch import nn
 
 from benchmarks.layers import Grid, Verdict, final_positions, good_layer, grid_of, judge, smallest, summary
-from benchmarks.pairs import Ratio, paired, ratio_of, row
-from benchmarks.report import README, RESULTS, filled, layers_table, speed_table
+from benchmarks.pairs import Ratio, paired, ratio_of, timed
+from benchmarks.records import MERGED, SCHEMA
+from benchmarks.report import README, RESULTS, filled, layers_table
 from drnet_captum import methods
 
 MEASURED = {"case", "model", "measure", "median", "low", "high", "pairs"}
@@ -55,13 +57,25 @@ def test_verdicts(median, low, high, verdict):
     assert Ratio(median, low, high, 5, 1.0, median).verdict(3.5) == verdict
 
 
-def test_speed_table():
-    ratio = Ratio(2.5, 2.0, 3.0, 5, 1.0, 2.5)
-    rows = [row("Grad-CAM", "resnet50", "time", 2.0, ratio), row("Grad-CAM", "resnet50", "peak memory", 2.5, ratio)]
-    where = {"machine": "m", "threads": 2, "torch": "t", "captum": "c", "seed": 0}
-    table = speed_table({"rows": rows, "environment": where})
-    assert "| Grad-CAM: time | 2× | **2.50×** faster (2.00–3.00) |" in table
-    assert "| Grad-CAM: peak memory | at most 0.4× | **0.40×** (0.33–0.50) |" in table
+@pytest.mark.parametrize(
+    ("pairs", "seconds", "found"), [(9, None, 9), (9, 45.0, 4), (9, 1.0, 3), (9, 1e3, 9), (2, 1.0, 2)]
+)
+def test_pairs_adapt_to_the_time_there_is(pairs, seconds, found):
+    clock = Clock()  # a pair takes 10 seconds, as each side runs twice
+    ratio = paired(clock.side("ours", 4.0), clock.side("theirs", 1.0), pairs, seconds=seconds, clock=clock)
+    assert (ratio.pairs, ratio.median) == (found, 0.25)
+    assert len(clock.order) == 2 + 4 * found
+
+
+def test_one_run_is_timed_after_one_that_is_not():
+    clock, seconds = Clock(), iter((5.0, 2.0))
+
+    def run():
+        clock.order.append("run")
+        clock.now += next(seconds)
+
+    assert timed(run, clock) == 2.0
+    assert clock.order == ["run", "run"]
 
 
 class Tiny(nn.Module):
@@ -221,17 +235,19 @@ def test_readme_says_what_the_results_say():
 def test_results_files_say_where_they_come_from():
     files = list(Path(RESULTS).glob("*.json"))
     assert files
+    schema = Draft202012Validator(json.loads(SCHEMA.read_text()))
     for file in files:
         found = json.loads(file.read_text())
-        assert {"machine", "threads", "device", "dtype", "seed", "torch", "captum", "commit"} <= set(
-            found["environment"]
-        )
+        schema.validate(found)
         others = {
             "layers": {"rule", "models", "good", "not_found"},
             "detection_localisation": {"photo", "class", "map", "box share", "points inside"},
             "grounding": {"measure", "rule", "mean", "difference"},
             "subnetworks": {"criterion", "widths", "correction", "budget", "pairs", "among", "over_all"},
             "subnetwork_speed": {"case", "model", "measure", "median"},
+            "faithfulness": {"case", "model", "measure"},
+            "growth": {"series", "model"},
         }
-        keys = next((keys for name, keys in others.items() if file.name.startswith(name)), MEASURED)
+        known = MEASURED if found.get("suite") not in MERGED else set()  # the schema's
+        keys = next((keys for name, keys in others.items() if file.name.startswith(name)), known)
         assert all(keys <= set(r) for r in found["rows"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
 from drnet_captum.attr.base import Needs, Reading, first_of
 from drnet_captum.attr.gradient import InputGradient
-from drnet_captum.engine.inputs import MemoryFormat
 from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.targets import Target
 
@@ -28,10 +28,9 @@ class RuleGradient(InputGradient):
         model: Callable[..., Any],
         layer: Layer | None = None,
         device_ids: list[int] | None = None,
-        *,
-        memory_format: MemoryFormat = "auto",
+        **running: Unpack[RunOptions],
     ) -> None:
-        super().__init__(model, layer, memory_format=memory_format)
+        super().__init__(model, layer, **running)
         self.model = model
         self.device_ids = device_ids
 
@@ -88,7 +87,7 @@ class DeconvNet(RuleGradient):
         layer: a module or dotted name, for one of its units (``neuron_selector`` of ``attribute``); without a selector
             the map is about that layer's output in place of the input (the embedding of tokens).
         device_ids: accepted as in Captum; data-parallel models are explained on their first device.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
 
     Returns (of ``attribute``): the inputs' shape. A tuple for a tuple.
 
@@ -123,7 +122,7 @@ class GuidedBackprop(RuleGradient):
         layer: a module or dotted name, for one of its units (``neuron_selector`` of ``attribute``); without a selector
             the map is about that layer's output in place of the input (the embedding of tokens).
         device_ids: accepted as in Captum; data-parallel models are explained on their first device.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
 
     Returns (of ``attribute``): the inputs' shape. A tuple for a tuple.
 

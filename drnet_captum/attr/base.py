@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from captum.attr import GradientAttribution
 from torch import Tensor
 
 from drnet_captum._captum import format_additional_forward_args
-from drnet_captum.engine.inputs import MemoryFormat, check_memory_format
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.rules import Rule
+from drnet_captum.engine.running import Running, RunOptions
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.targets import Target, select
@@ -103,14 +103,14 @@ class TapeAttribution(GradientAttribution):
     """A Captum attribution that records one forward pass and reads maps from it."""
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: Layer | None = None, *, memory_format: MemoryFormat = "auto"
+        self, forward_func: Callable[..., Any], layer: Layer | None = None, **running: Unpack[RunOptions]
     ) -> None:
         super().__init__(forward_func)
-        check_memory_format(memory_format)
+        self.running = Running(**running) if self._is_captured else uncaptured(self, running)
         self.layer = None if layer is None else find_module(eager(forward_func), layer)
-        self.memory_format: MemoryFormat = memory_format
 
     _name: str | None = None
+    _is_captured = True  # compile= is of use: everything that is read comes from one tape
 
     @classmethod
     def get_name(cls) -> str:
@@ -141,10 +141,18 @@ class TapeAttribution(GradientAttribution):
             wrt_input=wrt_input,
             at_layer_inputs=at_layer_inputs,
             rules=self.needs().input_rules,
-            memory_format=self.memory_format,
+            memory_format=self.running.memory_format,
+            precision=self.running.precision,
         )
         with tape:
             yield tape, tape.forward(inputs, *additional_args(additional_forward_args))
+
+
+def uncaptured(method: Any, running: RunOptions) -> Running:
+    """The options of a method that runs the model by itself, and whose passes cannot be captured."""
+    if running.get("compile"):
+        raise ValueError(f"compile=True has no meaning for {method.get_name()}: leave it out")
+    return Running(**running)
 
 
 def additional_args(value: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, Unpack, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from drnet_captum.attr.base import Score, additional_args, score_for, scores
 from drnet_captum.attr.layer_part import LayerPart, reconstruction
 from drnet_captum.attr.layer_reading import LayerReading, Pair, Weights
 from drnet_captum.attr.shares import checked_shares, default_shares
-from drnet_captum.engine.inputs import Baselines, MemoryFormat, as_tuple, baseline_of
+from drnet_captum.engine.inputs import Baselines, as_tuple, baseline_of
 from drnet_captum.engine.naming import Layer, find_module
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unwrap import eager
 
@@ -44,7 +45,7 @@ class DRNet(LayerReading):
         forward_func: the model, or any function of tensors.
         layers: modules or dotted names. None: the last cut layer at each resolution, found automatically.
         device_ids: accepted as in Captum. Data-parallel models are explained on their first device, whatever it says.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision: as for :func:`explain`.
 
     Returns (of ``attribute``): (N, 1, H, W), signed, in units of y.
 
@@ -69,10 +70,9 @@ class DRNet(LayerReading):
         forward_func: Callable[..., Any],
         layers: Sequence[Layer] | None = None,
         device_ids: list[int] | None = None,
-        *,
-        memory_format: MemoryFormat = "auto",
+        **running: Unpack[RunOptions],
     ) -> None:
-        super().__init__(forward_func, memory_format=memory_format)
+        super().__init__(forward_func, **running)
         if isinstance(layers, (str, nn.Module)):
             raise TypeError(f"expected layers to be a list of modules or names, got one: pass layers=[{layers!r}]")
         self.layers = None if layers is None else [find_module(eager(forward_func), layer) for layer in layers]

@@ -20,7 +20,7 @@ from drnet_captum.layers.discovery import LayerDiscoveryError, target_layer_for
 
 #: What may stand between the layer and the score: weights, averages, and changes of shape. All of it is affine.
 AFFINE = re.compile(
-    r"Addmm|(^|\W)Mm|^T(Backward|$)|Linear|Convolution|Mean|AvgPool|AvgPool2D|View|Reshape|Squeeze|Unsqueeze|Permute|Transpose"
+    r"ToCopy|Addmm|(^|\W)Mm|^T(Backward|$)|Linear|Convolution|Mean|AvgPool|AvgPool2D|View|Reshape|Squeeze|Unsqueeze|Permute|Transpose"
     r"|Expand|Select|Slice|Index|Clone|Contiguous|ToCopy|AsStrided|Alias|Add|Sub|Sum|Div|AccumulateGrad|Unbind|Split"
 )
 
@@ -54,6 +54,8 @@ class CAM(ActivationMap):
         >>> torch.allclose(mean + model[4].bias[1], model(x)[0, 1], atol=1e-6)
         True
     """
+
+    _is_captured = False
 
     def layer_for(self, inputs: Any, additional_forward_args: Any) -> Layer:
         """The layer before the classifier; where an activation ends the classifier, the classifier's own map."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from captum.attr import Saliency
@@ -19,8 +19,9 @@ from drnet_captum.attr.base import (
     first_of,
     scores,
 )
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, is_tokens
+from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.targets import Target
 
@@ -77,7 +78,7 @@ class GradXImage(InputGradient):
         forward_func: the model, or any function of tensors.
         layer: attribute to this layer's output in place of the input: the embedding of a model on tokens.
         gradient: "plain" or "guided".
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
 
     Returns (of ``attribute``): the inputs' shape and units of y. A tuple for a tuple.
 
@@ -101,9 +102,9 @@ class GradXImage(InputGradient):
         layer: Layer | None = None,
         *,
         gradient: Literal["plain", "guided"] = "plain",
-        memory_format: MemoryFormat = "auto",
+        **running: Unpack[RunOptions],
     ) -> None:
-        super().__init__(forward_func, layer, memory_format=memory_format)
+        super().__init__(forward_func, layer, **running)
         if gradient not in ("plain", "guided"):
             raise ValueError(f"expected gradient to be 'plain' or 'guided', got {gradient!r}")
         self.gradient = gradient
@@ -138,7 +139,7 @@ class SmoothGrad(TapeAttribution):
 
     Args:
         forward_func: the model, or any function of tensors.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
 
     Args of ``attribute``, beside Captum's:
         n_samples: noisy copies of each image.
@@ -162,8 +163,8 @@ class SmoothGrad(TapeAttribution):
         True
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, memory_format: MemoryFormat = "auto") -> None:
-        super().__init__(forward_func, memory_format=memory_format)
+    def __init__(self, forward_func: Callable[..., Any], **running: Unpack[RunOptions]) -> None:
+        super().__init__(forward_func, **running)
 
     @log_usage
     def attribute(

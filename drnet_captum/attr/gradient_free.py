@@ -39,6 +39,7 @@ class EigenCAM(LayerMap):
         torch.Size([1, 1, 6, 6])
     """
 
+    _is_captured = False
     _name = "Eigen-CAM"
 
     def needs(self) -> Needs:
@@ -94,6 +95,7 @@ class ScoreCAM(LayerMap):
         torch.Size([1, 1, 6, 6])
     """
 
+    _is_captured = False
     _name = "Score-CAM"
 
     def needs(self) -> Needs:

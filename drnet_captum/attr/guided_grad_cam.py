@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from captum.attr import LayerAttribution
@@ -13,8 +13,9 @@ from torch import Tensor
 from drnet_captum._captum import log_usage
 from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, first_of, scores
 from drnet_captum.attr.cam import GradCAM
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable
+from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.targets import Target
 
 
@@ -30,7 +31,7 @@ class GuidedGradCAM(TapeAttribution):
         model: the model, or any function of tensors.
         layer: where Grad-CAM looks: a module, a dotted name, or None (found automatically).
         device_ids: accepted as in Captum; data-parallel models are explained on their first device.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
 
     Returns (of ``attribute``): the inputs' shape. As in Captum, an input that the map cannot be resized to gets an
         empty tensor and a warning.
@@ -50,12 +51,11 @@ class GuidedGradCAM(TapeAttribution):
         model: Callable[..., Any],
         layer: Layer | None = None,
         device_ids: list[int] | None = None,
-        *,
-        memory_format: MemoryFormat = "auto",
+        **running: Unpack[RunOptions],
     ) -> None:
-        super().__init__(model, layer, memory_format=memory_format)
+        super().__init__(model, layer, **running)
         self.model = model
-        self.grad_cam = GradCAM(model, self.layer, device_ids, memory_format=memory_format)
+        self.grad_cam = GradCAM(model, self.layer, device_ids, **running)
 
     _name = "Guided Grad-CAM"
 

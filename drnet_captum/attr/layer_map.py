@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, additional_args
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, is_tokens
+from drnet_captum.engine.inputs import as_tuple, is_tokens
 from drnet_captum.engine.naming import Layer
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.unwrap import eager
 from drnet_captum.layers.discovery import target_layer_for
 from drnet_captum.layers.layout import Placement, placement_of, to_map
@@ -25,7 +26,7 @@ class LayerMap(TapeAttribution, LayerAttribution):
         layer: a module of the model, its dotted name, or None: found automatically (the last layer with a spatial grid
             that decides the answer alone; see :func:`drnet_captum.find_target_layer`).
         device_ids: accepted as in Captum. Data-parallel models are explained on their first device, whatever it says.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision, compile: as for :func:`explain`.
     """
 
     def __init__(
@@ -33,10 +34,9 @@ class LayerMap(TapeAttribution, LayerAttribution):
         forward_func: Callable[..., Any],
         layer: Layer | None = None,
         device_ids: list[int] | None = None,
-        *,
-        memory_format: MemoryFormat = "auto",
+        **running: Unpack[RunOptions],
     ) -> None:
-        TapeAttribution.__init__(self, forward_func, layer, memory_format=memory_format)
+        TapeAttribution.__init__(self, forward_func, layer, **running)
         self.device_ids = device_ids
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:

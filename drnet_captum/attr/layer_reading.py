@@ -28,6 +28,7 @@ class LayerReading(TapeAttribution):
         layers: the modules; None: the last cut layer at each resolution of the inputs.
     """
 
+    _is_captured = False
     layers: list[nn.Module] | None
 
     def needs(self) -> Needs:

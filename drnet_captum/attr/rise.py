@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage
-from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_differentiable, check_memory_format, layout_of
+from drnet_captum.engine.inputs import as_tuple, check_differentiable, layout_of
+from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.targets import Target, check_output
 from drnet_captum.engine.unwrap import eager
 from drnet_captum.masking.estimate import EVERY, Estimate
@@ -19,7 +20,7 @@ from drnet_captum.masking.options import MaskingOptions
 from drnet_captum.masking.run import MaskedRun
 from drnet_captum.masking.sums import Normalize
 
-from .base import Tensors, additional_args, first_of, scores
+from .base import Tensors, additional_args, first_of, scores, uncaptured
 
 RiseScore = Literal["logit", "log_prob", "probability"]
 
@@ -34,7 +35,7 @@ class RISE(PerturbationAttribution):
 
     Args:
         forward_func: the model, or any function of tensors, (N, C, H, W) -> scores.
-        memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are.
+        memory_format, precision: as for :func:`explain`.
 
     Args of ``attribute``, beside Captum's:
         inputs: images (N, C, H, W), or signals or volumes, for which ``grid`` has one number or three, or a square one.
@@ -55,10 +56,9 @@ class RISE(PerturbationAttribution):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, memory_format: MemoryFormat = "auto") -> None:
+    def __init__(self, forward_func: Callable[..., Any], **running: Unpack[RunOptions]) -> None:
         super().__init__(forward_func)
-        check_memory_format(memory_format)
-        self.memory_format: MemoryFormat = memory_format
+        self.running = uncaptured(self, running)
 
     @classmethod
     def get_name(cls) -> str:
@@ -154,7 +154,8 @@ class RISE(PerturbationAttribution):
             warnings.warn(message, stacklevel=4)
 
         def weigh(copies: Tensor, m: int) -> Tensor:
-            output = check_output(model(copies, *expand_additional_forward_args(extra, m)))
+            with self.running.casting(copies.device):
+                output = check_output(model(copies, *expand_additional_forward_args(extra, m)))
             if score == "probability":
                 if output.dim() < 2:
                     raise ValueError(
@@ -166,7 +167,7 @@ class RISE(PerturbationAttribution):
             parts = output.split(n)
             return torch.cat([torch.stack([scores(p, t, of).detach() for p in parts], 1) for t in targets])
 
-        layout = layout_of(x, self.memory_format)
+        layout = layout_of(x, self.running.memory_format)
         return MaskedRun(
             x,
             weigh,

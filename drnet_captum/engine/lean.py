@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from drnet_captum.engine.state import is_autocast
+
 aten = torch.ops.aten
 SMALL = 1 << 17  # numbers; the nodes of smaller tensors save less than they cost
 HEAVY = 8  # times as many numbers in the weight as in the image: laying the weight out costs more than the image
@@ -52,7 +54,7 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         if ctx.scale is not None:
-            weight = weight * ctx.scale.view(-1, *[1] * (weight.dim() - 1))
+            weight = (weight * ctx.scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
         stride, padding, dilation, groups = ctx.geometry
         if is_stem(g, weight, stride, dilation, groups):
             return by_phases(g, weight, stride[0], padding, ctx.shape), None, None, None, None, None, None
@@ -164,6 +166,10 @@ def convolution(
     if isinstance(padding, str) or weight.requires_grad or input.dim() != n + 2:
         return None
     geometry = times(n, stride), times(n, padding), times(n, dilation), groups
+    if is_autocast(input.device):  # which leaves what is inside a node as it is
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     if not input.requires_grad:
         return convolve(input, weight, bias, *geometry)
     if not (pays(input) or is_heavy(weight, input.shape, input)):

@@ -14,7 +14,6 @@ from drnet_captum.engine import lean
 from drnet_captum.engine.activations import ACTIVATIONS, Activation, Unary
 from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
 from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch, derivative_of
-from drnet_captum.engine.state import is_autocast
 
 ALIASES = {
     "multiply": "mul",
@@ -82,7 +81,7 @@ class Recording(TorchFunctionMode):
             return self._activation(name, inplace, func, args, kwargs)
         if self._ruled and name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)
-        if name in lean.LAYERS and args and not is_autocast(args[0].device):
+        if name in lean.LAYERS and args:
             result = lean.LAYERS[name](*args, **kwargs)
             if result is not None:
                 return result

@@ -16,12 +16,12 @@ from drnet_captum.engine.inputs import (
     arranged,
     as_tuple,
     check_differentiable,
-    check_memory_format,
     is_tokens,
 )
 from drnet_captum.engine.naming import INPUT, Layer, find_module, layer_name
 from drnet_captum.engine.recording import Recording
 from drnet_captum.engine.rules import RULES, Rule, Switch, is_rule_node
+from drnet_captum.engine.running import Precision, Running
 from drnet_captum.engine.state import check_parameters, differentiable, kept, without_autocast
 from drnet_captum.engine.taps import tapped
 from drnet_captum.engine.targets import check_output
@@ -42,7 +42,7 @@ class Tape:
         wrt_input: whether gradients by the inputs will be asked for. If not, no graph is made below the lowest layer.
         at_layer_inputs: keep what goes into the layers, and not what comes out.
         rules: the backward rules that will be asked for. Plain gradients alone are recorded faster.
-        memory_format: "auto" (channels last inside for images on a CPU), "preserve" or "channels_last".
+        memory_format, precision: as for :class:`drnet_captum.engine.running.RunOptions`.
 
     Nothing of the caller's is changed: parameters are taken as constants on the way, gradients are never accumulated,
     and hooks, modes, random generators and running statistics are back as they were when ``forward`` returns or raises.
@@ -68,13 +68,13 @@ class Tape:
         at_layer_inputs: bool = False,
         rules: Iterable[Rule] = RULES,
         memory_format: MemoryFormat = "auto",
+        precision: Precision | None = None,
     ) -> None:
-        check_memory_format(memory_format)
+        self.running = Running(memory_format, precision)
         self.model = eager(forward_func)
         self.modules = {name: find_module(self.model, name) for name in layers}
         self.wrt_input = wrt_input
         self.at_layer_inputs = at_layer_inputs
-        self.memory_format: MemoryFormat = memory_format
         self.inputs: tuple[Tensor, ...] = ()
         self.output: Tensor | None = None
         self._kept: dict[Layer, tuple[Tensor, ...]] = {}
@@ -118,14 +118,16 @@ class Tape:
             if self.wrt_input:
                 self.inputs = tuple(v.requires_grad_() for v in self.inputs)
             # Copies, so that a model that writes into its input writes into ours, and not into a leaf.
-            copies = tuple(arranged(v, self.memory_format) for v in self.inputs)
+            copies = tuple(arranged(v, self.running.memory_format) for v in self.inputs)
             copies = tuple(c.clone() if c is v else c for c, v in zip(copies, self.inputs, strict=True))
             try:
-                with tapped(self.modules, self.at_layer_inputs) as self._kept, self._recording:
+                casting = self.running.casting(values[0].device)
+                with tapped(self.modules, self.at_layer_inputs) as self._kept, casting, self._recording:
                     output = self.model(*copies, *additional)
+                output = self._widened(check_output(output))
             finally:
                 self._recording.forget()
-        self.output = check_output(output)
+        self.output = output
         for name in self.modules:
             if name not in self._kept:
                 raise ValueError(
@@ -135,7 +137,12 @@ class Tape:
 
     def activation(self, layer: Layer) -> tuple[Tensor, ...]:
         """What the layer put out (or took in), detached: one tensor, or as many as it has."""
-        return tuple(t.detach() for t in self._kept[layer])
+        return tuple(self._widened(t.detach()) for t in self._kept[layer])
+
+    def _widened(self, value: Tensor) -> Tensor:
+        """What the precision narrowed, in the inputs' own dtype: maps are worked out in that."""
+        narrowed = self.running.precision == "bfloat16" and value.dtype == torch.bfloat16
+        return value.to(self.inputs[0].dtype) if narrowed and self.inputs[0].is_floating_point() else value
 
     def kept_tensors(self, layer: Layer) -> tuple[Tensor, ...]:
         """The layer's tensors, attached to the recorded graph."""
@@ -199,7 +206,8 @@ class Tape:
         grads = [self._stacked([row[i] for row in rows], t) for i, t in enumerate(flat)] if rows else []
         if all(g is None for g in grads):
             raise ValueError(unreached)
-        filled = iter([t.new_zeros((len(ys), *t.shape)) if g is None else g for g, t in zip(grads, flat, strict=True)])
+        whole = [t.new_zeros((len(ys), *t.shape)) if g is None else g for g, t in zip(grads, flat, strict=True)]
+        filled = map(self._widened, whole)
         return {place: tuple(next(filled) for _ in source) for place, source in zip(places, sources, strict=True)}
 
     def _replay(

@@ -1,0 +1,271 @@
+"""The passes of an explanation as one graph of kernel calls: captured for a shape of inputs, replayed for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from drnet_captum.engine.fingerprint import Fingerprint
+from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
+from drnet_captum.engine.naming import INPUT, Layer, find_module
+from drnet_captum.engine.rules import Rule
+from drnet_captum.engine.running import Running
+from drnet_captum.engine.state import attributes_kept, is_autocast, kept, without_autocast
+from drnet_captum.engine.tape import Tape
+from drnet_captum.engine.targets import Target, select
+from drnet_captum.engine.unwrap import eager
+
+MOST = 8  # graphs kept of one model: each has its own copies of the weights that were folded
+BY_VALUES = "trying to get value out of a tracing tensor"  # in what the tracer says
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read from the passes.
+
+    Args:
+        gradients: by which places gradients are taken, under each rule.
+        layers: whose activations are kept.
+        at_layer_inputs: keep what goes into the layers, and not what comes out.
+        log_prob: y is the target's log-probability and not its logit.
+    """
+
+    gradients: Mapping[Rule, Sequence[Layer]]
+    layers: tuple[Layer, ...] = ()
+    at_layer_inputs: bool = False
+    log_prob: bool = False
+
+    def key(self) -> tuple[Any, ...]:
+        """The plan as something hashable that keeps no module alive."""
+        gradients = tuple((rule, tuple(map(weak, places))) for rule, places in self.gradients.items())
+        return gradients, tuple(map(weak, self.layers)), self.at_layer_inputs, self.log_prob
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the passes gave: the output (N, C), activations of layers, gradients (K, *place's shape)."""
+
+    output: Tensor
+    activations: dict[Layer, Tensors]
+    gradients: dict[tuple[Rule, Layer], Tensors]
+
+
+@dataclass
+class Captured:
+    """A graph of kernel calls, from the tensors of a call and the (K, N) chosen classes to a list of tensors."""
+
+    call: Callable[..., Sequence[Tensor]]
+    counts: list[int]  # of tensors at each place: layers' activations, then gradients
+    classes: int
+    is_random: bool
+
+
+@dataclass
+class Graphs:
+    """What is captured of one model, as long as the model is what it was then."""
+
+    fingerprint: Fingerprint
+    captured: dict[Any, Captured] = field(default_factory=dict)
+
+
+_graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
+
+
+def passes(
+    forward_func: Callable[..., Any],
+    inputs: Any,
+    extra: tuple[Any, ...],
+    plan: Plan,
+    targets: Sequence[Target] | None,
+    running: Running,
+    copies: int = 1,
+) -> Found:
+    """The passes of a plan, captured at the first call for their shapes and replayed from then on.
+
+    On a CPU the graph's calls run in a row, without autograd, modes or Python code of the model. On CUDA the graph goes
+    through ``torch.compile(mode="reduce-overhead")``. A graph is dropped when the model is collected, when one of its
+    parameters or buffers is replaced or changed, or when a plain attribute of one of its modules is.
+
+    Args:
+        forward_func: the model.
+        inputs: a tensor, or a tuple of them, examples first.
+        extra: further arguments of the model. Those that are no tensors are part of what is captured.
+        plan: what is read.
+        targets: K targets of every example (Captum's forms). None: the class of the highest score of each example.
+        running: layout and precision.
+        copies: the inputs are so many copies of the examples, one set after the other.
+
+    Raises:
+        ValueError: a model that cannot be captured (a function, one in train mode or with hooks, one whose code looks
+            at values, one that does not return scores (N, C)), an argument that cannot be hashed, and whatever the
+            plain passes raise: a target outside the output, NaN inputs, a rule that met no activation.
+    """
+    model = eager(forward_func)
+    values = as_tuple(inputs)
+    if is_tokens(values):
+        raise ValueError("compile=True does not serve integer tokens: leave it out")
+    check_differentiable(values)
+    graphs = _current(model)
+    leaves, form = pytree.tree_flatten(extra)
+    tensors = [*values, *(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))]
+    fixed = tuple(described(leaf) for leaf in leaves)
+    device, n = values[0].device, len(values[0])
+    k = None if targets is None else len(targets)
+    casting = (is_autocast(device), torch.get_autocast_dtype(device.type)) if is_autocast(device) else None
+    key = (plan.key(), isinstance(inputs, tuple), len(values), k, fixed, str(form), running, casting)
+    key += tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+    found = graphs.captured.pop(key, None)
+    if found is None:
+        whole = _Passes(model, plan, running, len(values), isinstance(inputs, tuple), leaves, form)
+        found = capture(whole, tensors, k, kernel_calls_for(device))
+        while len(graphs.captured) >= MOST:
+            del graphs.captured[next(iter(graphs.captured))]
+    graphs.captured[key] = found  # the last one used is the last one
+    if targets is not None:
+        every = torch.arange(found.classes).expand(n // copies, -1)
+        index = torch.stack([select(every, target) for target in targets]).repeat(1, copies)  # (K, N)
+        tensors = [*tensors, index.to(device)]
+    results = iter(replay(found, model, tensors))
+    output = next(results)
+    counts = iter(found.counts)
+    activations = {layer: tuple(next(results) for _ in range(next(counts))) for layer in plan.layers}
+    places = [(rule, place) for rule, of_rule in plan.gradients.items() for place in of_rule]
+    return Found(output, activations, {p: tuple(next(results) for _ in range(next(counts))) for p in places})
+
+
+def _current(model: Any) -> Graphs:
+    """The graphs of a model; none, if it has changed."""
+    if not isinstance(model, nn.Module):
+        raise ValueError("compile=True needs the model as a torch.nn.Module, got a function: leave it out")
+    fingerprint = Fingerprint(model)
+    graphs = _graphs.get(model)
+    if graphs is None or graphs.fingerprint != fingerprint:
+        graphs = _graphs[model] = Graphs(fingerprint)
+    return graphs
+
+
+class _Passes:
+    """The passes as a function of tensors alone, run once to be captured."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        running: Running,
+        count: int,
+        as_tuple: bool,
+        leaves: list[Any],
+        form: Any,
+    ) -> None:
+        self.model, self.plan, self.running = model, plan, running
+        self.count, self.as_tuple, self.leaves, self.form = count, as_tuple, leaves, form
+        self.counts: list[int] = []
+        self.classes = 0
+
+    def __call__(self, index: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+        values, given = tensors[: self.count], iter(tensors[self.count :])
+        extra = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in self.leaves], self.form)
+        plan = self.plan
+        tape = Tape(
+            self.model,
+            plan.layers,
+            wrt_input=any(INPUT in places for places in plan.gradients.values()),
+            at_layer_inputs=plan.at_layer_inputs,
+            rules=tuple(plan.gradients),
+            memory_format=self.running.memory_format,
+            precision=self.running.precision,
+            captured=True,
+        )
+        with tape:
+            output = tape.forward(values if self.as_tuple else values[0], *extra)
+            if output.dim() != 2:
+                raise ValueError(
+                    f"compile=True needs a model that returns scores (N, C), got {tuple(output.shape)}: leave it out"
+                )
+            self.classes = output.shape[1]
+            chosen = output.detach().argmax(1)[None] if index is None else index
+            ys = chosen_scores(output, chosen, plan.log_prob)
+            results = [tape.activation(layer) for layer in plan.layers]
+            for i, (rule, places) in enumerate(plan.gradients.items()):
+                found = tape.gradients(ys, places, rule, keep=i + 1 < len(plan.gradients))
+                results += [found[place] for place in places]
+        self.counts = [len(tensors) for tensors in results]
+        return [output.detach(), *(t for tensors in results for t in tensors)]
+
+
+def chosen_scores(output: Tensor, index: Tensor, log_prob: bool) -> Tensors:
+    """K scores (N,) of an output (N, C), at the classes (K, N)."""
+    with torch.enable_grad():
+        whole = torch.log_softmax(output, 1) if log_prob else output
+        return whole.gather(1, index.T).unbind(1)
+
+
+def capture(
+    whole: _Passes, tensors: Sequence[Tensor], k: int | None, kernel_calls: Callable[[Any], Callable[..., Any]]
+) -> Captured:
+    """Run the passes once, write down every kernel that they call, and prepare that graph."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # here, because it takes the compiler with it
+
+    from drnet_captum.engine.prepared import is_random, prepare
+
+    device = tensors[0].device
+    index = [] if k is None else [torch.zeros(k, len(tensors[0]), dtype=torch.int64, device=device)]
+    detached = [t.detach() for t in tensors]
+    run: Callable[..., list[Tensor]] = (lambda *t: whole(None, *t)) if k is None else (lambda *t: whole(t[-1], *t[:-1]))
+    try:
+        with attributes_kept(whole.model), torch.inference_mode(False):
+            module = make_fx(run)(*detached, *index)
+            with torch.no_grad(), without_autocast(device):
+                prepare(module)
+    except RuntimeError as error:
+        if BY_VALUES not in str(error):
+            raise
+        raise ValueError("compile=True cannot capture a model that decides by values: leave it out") from error
+    return Captured(kernel_calls(module), whole.counts, whole.classes, is_random(module.graph))
+
+
+def kernel_calls_for(device: torch.device) -> Callable[[Any], Callable[..., Any]]:
+    """How a graph is run. On CUDA as a CUDA graph, whose memory the next replay overwrites: results are copied."""
+    if device.type != "cuda":
+        return lambda module: module  # type: ignore[no-any-return]
+
+    def compiled(module: Any) -> Callable[..., Any]:
+        call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+        return lambda *tensors: [t.clone() for t in call(*tensors)]
+
+    return compiled
+
+
+def replay(found: Captured, model: nn.Module, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    device = tensors[0].device
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
+        detached = [t.detach() for t in tensors]
+        if not found.is_random:
+            return found.call(*detached)
+        with kept(model, {device}):
+            return found.call(*detached)
+
+
+def described(leaf: Any) -> Any:
+    """An argument of the model as part of a key: a tensor by its place alone, anything else by its value."""
+    if isinstance(leaf, Tensor):
+        return Tensor
+    try:
+        hash(leaf)
+    except TypeError as error:
+        raise ValueError(
+            f"compile=True needs additional arguments that are tensors or hashable, got {type(leaf).__name__}: "
+            "leave it out"
+        ) from error
+    return type(leaf), leaf
+
+
+def weak(layer: Layer) -> Any:
+    return layer if isinstance(layer, str) else ref(layer)
