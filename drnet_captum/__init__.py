@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drnet_captum import data, viz
+    from drnet_captum import data, metrics, viz
     from drnet_captum.attr.backprop import DeconvNet, GuidedBackprop
     from drnet_captum.attr.cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
     from drnet_captum.attr.drise import DRISE
@@ -102,6 +102,7 @@ __all__ = [
     "find_target_layer",
     "load_model",
     "methods",
+    "metrics",
     "model_card",
     "register_with_captum",
     "to_map",
@@ -110,7 +111,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "viz"):
+    if name in ("data", "metrics", "viz"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

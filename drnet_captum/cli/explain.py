@@ -48,7 +48,7 @@ def command(
     with user_errors(written):
         import torch
 
-        from drnet_captum.data import find_images, load_image, load_model, model_card
+        from drnet_captum.data import find_images, load_model, model_card, read_ahead
         from drnet_captum.registry import find_methods
 
         from .device import find_device
@@ -67,10 +67,10 @@ def command(
         noted: set[str] = set()
         with progress() as bar:
             task = bar.add_task("", total=len(paths) * count)
-            for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+            for number, (path, name, read) in enumerate(zip(paths, names, read_ahead(paths), strict=True)):
                 bar.update(task, description=path.name, completed=number * count)
                 try:
-                    photo = load_image(path)
+                    photo = read.result()
                 except (OSError, ValueError) as error:
                     complain(f"failed: {error}")
                     failed.append(path)

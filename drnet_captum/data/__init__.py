@@ -6,7 +6,7 @@ A card (`ModelCard`) says how a model sees a photo and what its classes are call
 
 from .card import ModelCard, model_card
 from .checkpoint import load_checkpoint, read_checkpoint
-from .images import embedded_photo, embedded_photos, find_images, load_image
+from .images import embedded_photo, embedded_photos, find_images, load_image, read_ahead
 from .models import load_model
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "load_image",
     "load_model",
     "model_card",
+    "read_ahead",
     "read_checkpoint",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,30 @@ def load_image(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"could not read the image {path}: {reason}") from error
+
+
+def read_ahead(paths: Iterable[str | Path], ahead: int = 2) -> Iterator[Future[Image.Image]]:
+    """The photos in their order as futures, read in a thread while the caller works on those before.
+
+    Args:
+        paths: files.
+        ahead: how many are read before they are asked for.
+
+    Yields:
+        What ``load_image`` returns, or raises, is the future's result.
+
+    Example:
+        >>> from drnet_captum.data import embedded_photos, read_ahead
+        >>> [photo.result().mode for photo in read_ahead(embedded_photos().values())]
+        ['RGB', 'RGB', 'RGB', 'RGB']
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read_ahead") as pool:
+        waiting: deque[Future[Image.Image]] = deque()
+        for path in paths:
+            waiting.append(pool.submit(load_image, path))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:

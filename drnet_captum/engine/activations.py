@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Unary = Callable[[Tensor], Tensor]
-Derivative = Callable[[Tensor, Tensor], Tensor]  # g and z (or f(z)) → g·f′(z)
+Derivative = Callable[[Tensor, Tensor, bool], Tensor]  # g, z (or f(z)), whether g may be written into → g·f′(z)
 aten = torch.ops.aten
 
 
@@ -41,6 +41,19 @@ class Activation:
     def is_piecewise(self) -> bool:
         """Linear but for a bend, so that a mask tells the derivative."""
         return self.is_relu or self.mask is not None
+
+
+def derivative_by(kernel: Any, *rest: Any, **options: Any) -> Derivative:
+    """g·f′(z) by one of PyTorch's own backward kernels, written into g where that is allowed and the kernel can."""
+    names = kernel.overloads()
+    into = next((name for name in ("grad_input", "out") if name in names), None)
+
+    def derivative(g: Tensor, z: Tensor, owned: bool) -> Tensor:
+        if owned and into is not None and g.dtype == z.dtype:
+            return getattr(kernel, into)(g, z, *rest, **options, **{into: g})  # type: ignore[no-any-return]
+        return kernel(g, z, *rest, **options)  # type: ignore[no-any-return]
+
+    return derivative
 
 
 def relu(input: Tensor, inplace: bool = False) -> Activation:
@@ -96,7 +109,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Activ
     return Activation(
         input,
         lambda z: F.softplus(z, beta, threshold),
-        derivative=lambda g, z: aten.softplus_backward(g, z, beta, threshold),
+        derivative=derivative_by(aten.softplus_backward, beta, threshold),
         is_gate=True,
     )
 
@@ -106,12 +119,12 @@ def prelu(input: Tensor, weight: Tensor) -> Activation:
 
 
 def tanh(input: Tensor) -> Activation:
-    return Activation(input, torch.tanh, derivative=aten.tanh_backward, of_output=True, is_gate=True)
+    return Activation(input, torch.tanh, derivative=derivative_by(aten.tanh_backward), of_output=True, is_gate=True)
 
 
 def smooth(
     function: Callable[..., Tensor],
-    kernel: Callable[..., Tensor] | None = None,
+    kernel: Any = None,
     is_gate: bool = False,
     is_activation: bool = True,
 ) -> Callable[..., Activation]:
@@ -121,7 +134,7 @@ def smooth(
         if rest and isinstance(rest[-1], bool):
             *rest, inplace = rest  # type: ignore[assignment]
         call: Unary = lambda z: function(z, *rest, **options)  # noqa: E731
-        derivative = None if kernel is None else lambda g, z: kernel(g, z, *rest, **options)
+        derivative = None if kernel is None else derivative_by(kernel, *rest, **options)
         return Activation(input, call, inplace, derivative=derivative, is_gate=is_gate, is_activation=is_activation)
 
     return build

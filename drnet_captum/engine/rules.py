@@ -134,11 +134,14 @@ class Smooth(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rule, batched = ctx.switch.rule, ctx.switch.batched
         (saved,) = ctx.saved_tensors
+        owned = ctx.switch.in_place and not batched and is_exclusive(g)
         if rule != "plain":
-            g = positive(g, ctx.switch.in_place and not batched and is_exclusive(g))
+            g = positive(g, owned)
+            owned = not batched  # a new tensor, if it was not ours before
         if rule != "deconv":
             # Kernels of derivatives take one gradient at a time.
-            g = g * ctx.derivative(torch.ones_like(saved), saved) if batched else ctx.derivative(g, saved)
+            slope = ctx.derivative(torch.ones_like(saved), saved, True) if batched else None
+            g = ctx.derivative(g, saved, owned) if slope is None else g * slope
         if rule == "guided":
             g = positive(g, owned=not batched)  # where g ≥ 0, max(g·f′, 0) is g·max(f′, 0)
         return g.to(saved.dtype), None, None, None, None, None, None
@@ -152,7 +155,7 @@ def positive(g: Tensor, owned: bool) -> Tensor:
 def derivative_of(call: Callable[[Tensor], Tensor]) -> Derivative:
     """g·f′(z) of any elementwise function f, by differentiating it."""
 
-    def derivative(g: Tensor, z: Tensor) -> Tensor:
+    def derivative(g: Tensor, z: Tensor, owned: bool) -> Tensor:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             out = call(z)
