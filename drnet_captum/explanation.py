@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import torch
 from captum.attr import LayerAttribution
 from torch import Tensor
 
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, additional_args, scores
+from drnet_captum.attr.base import (
+    Needs,
+    Reading,
+    TapeAttribution,
+    additional_args,
+    captured_reading,
+    layers_of,
+    scores,
+)
 from drnet_captum.attr.drnet import DRNet
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
@@ -118,21 +127,11 @@ def explain(
     needs = Needs()
     for reader in readers.values():
         needs |= reader.needs()
-    kept_layers = [found_layer] if found_layer is not None and (needs.layer or tokens) else []
-    wrt_input = bool(needs.input_rules) and not tokens
     source: Layer = given if tokens and given is not None else INPUT
     maps: dict[str, Any] = {}
-    with Tape(
-        model,
-        kept_layers,
-        wrt_input=wrt_input,
-        rules=needs.input_rules,
-        memory_format=run.memory_format,
-        precision=run.precision,
-    ) as tape:
-        output = tape.forward(inputs, *extra)
-        targets, several = _targets(output, target, classes)
-        reading = Reading(tape, [scores(output, t) for t in targets], needs, found_layer, source)
+    read_layer = found_layer if needs.layer else None
+    one_pass = _one_pass(model, inputs, extra, (target, classes), needs, run, read_layer, source)
+    with one_pass as (reading, targets, several):
         for method in chosen:
             if progress is not None:
                 progress(method.title)
@@ -154,7 +153,9 @@ def explain(
 
 
 def _maker(method: Method, model: Any, layer: Layer | None, tokens: bool, running: RunOptions) -> Any:
-    """The method's attribution object for this call."""
+    """The method's attribution object for this call; one that captures nothing runs beside those that do."""
+    if not getattr(method.cls, "_is_captured", False):
+        running = {key: value for key, value in running.items() if key != "compile"}  # type: ignore[assignment]
     if method.cls is Saliency:
         return _AbsoluteGradient(model, layer if tokens else None, **running)
     if method.cls is RISE:
@@ -171,19 +172,53 @@ def _reads_tape(maker: Any) -> bool:
     return isinstance(maker, TapeAttribution) and not isinstance(maker, (SmoothGrad, ScoreCAM, CAM, DRNet))
 
 
-def _targets(output: Tensor, target: Any, classes: Sequence[Any] | None) -> tuple[list[Target], bool]:
-    """The K targets, and whether the maps keep their dimension."""
+@contextlib.contextmanager
+def _one_pass(
+    model: Any,
+    inputs: Any,
+    extra: tuple[Any, ...],
+    asked: tuple[Any, Sequence[Any] | None],
+    needs: Needs,
+    run: Running,
+    layer: Layer | None,
+    source: Layer,
+) -> Iterator[tuple[Reading, list[Target], bool]]:
+    """What all methods read, recorded or replayed, the K targets, and whether the maps keep their dimension."""
+    if run.compile:
+        chosen, several = _targets(*asked, is_flat=True)
+        reading = captured_reading(model, inputs, extra, chosen, needs, run, layer, source)
+        yield reading, chosen or [_predicted(reading.output)], several
+        return
+    with Tape(
+        model,
+        layers_of(layer, source),
+        wrt_input=source == INPUT and bool(needs.input_rules),
+        rules=needs.input_rules,
+        memory_format=run.memory_format,
+        precision=run.precision,
+    ) as tape:
+        output = tape.forward(inputs, *extra)
+        chosen, several = _targets(*asked, is_flat=output.dim() == 2)
+        targets = chosen or [_predicted(output)]
+        yield Reading(tape, [scores(output, t) for t in targets], needs, layer, source), targets, several
+
+
+def _predicted(output: Tensor) -> Target:
+    """The class with the highest score of each example; None where there is one score."""
+    return output.argmax(1).tolist() if output.dim() == 2 and output.shape[1] > 1 else None
+
+
+def _targets(target: Any, classes: Sequence[Any] | None, is_flat: bool) -> tuple[list[Target] | None, bool]:
+    """The K targets, or None for the predicted one, and whether the maps keep their dimension."""
     if classes is not None and target is not None:
         raise ValueError("expected target or classes, got both: classes are the targets of every example")
-    if classes is None and isinstance(target, tuple) and output.dim() == 2:
+    if classes is None and isinstance(target, tuple) and is_flat:
         classes = target
     if classes is not None:
         if isinstance(classes, (str, Tensor)) or len(classes) == 0:
             raise ValueError(f"expected classes to be a list of at least one target, got {classes!r}")
         return list(classes), True
-    if target is None and output.dim() == 2 and output.shape[1] > 1:
-        return [output.argmax(1).tolist()], False
-    return [target], False
+    return None if target is None else [target], False
 
 
 def _read(maker: TapeAttribution, reading: Reading, interpolate_mode: str | None) -> tuple[Tensor, ...]:

@@ -66,6 +66,8 @@ class RuleGradient(InputGradient):
             raise ValueError(f"neuron_selector chooses a unit of a layer: pass layer= to {type(self).__name__}(…)")
         if target is not None:
             raise ValueError("expected a target or a neuron_selector, got both: a unit of a layer has no target")
+        if self.running.compile:
+            raise ValueError("compile=True captures scores of classes, and not units of a layer: leave it out")
         recorded = self._recorded(inputs, additional_forward_args, [self.layer], True, attribute_to_neuron_input)
         with recorded as (tape, _):
             with differentiable():

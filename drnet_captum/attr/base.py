@@ -1,4 +1,4 @@
-"""What every class that reads a tape shares: what it needs recorded, and how a call records and reads it."""
+"""What every class that reads a tape shares: what it needs recorded, and how a call records, or replays, and reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from drnet_captum._captum import format_additional_forward_args
+from drnet_captum.engine.capture import Found, Plan, passes
+from drnet_captum.engine.inputs import as_tuple
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.rules import Rule
 from drnet_captum.engine.running import Running, RunOptions
@@ -59,24 +61,23 @@ class Reading:
     ) -> None:
         self.tape, self.ys, self.layer, self.source = tape, ys, layer, source
         self._grad_kwargs = grad_kwargs
-        self._plan: dict[Rule, list[Layer]] = {rule: [source] for rule in needs.input_rules}
-        if needs.layer_gradient and layer is not None:
-            places = self._plan.setdefault("plain", [])
-            if layer not in places:
-                places.append(layer)
+        self._plan = plan_of(needs, layer, source)
         self._taken: dict[tuple[Rule, Layer], Tensors] = {}
+
+    @property
+    def given(self) -> Tensors:
+        """The inputs of the model, detached."""
+        return tuple(t.detach() for t in self.tape.inputs)
 
     @property
     def inputs(self) -> Tensors:
         """What the input-size maps are about, detached: the inputs, or their embedding."""
-        return (
-            tuple(t.detach() for t in self.tape.inputs) if self.source == INPUT else self.tape.activation(self.source)
-        )
+        return self.given if self.source == INPUT else self._activation(self.source)
 
     @property
     def activation(self) -> Tensors:
         """The layer's tensors, (N, C, …)."""
-        return self.tape.activation(self._layer())
+        return self._activation(self._layer())
 
     def input_gradient(self, rule: Rule = "plain") -> Tensors:
         """∂y/∂x of each input under a rule, (K, N, …)."""
@@ -91,12 +92,76 @@ class Reading:
             raise RuntimeError("this reading has no layer")
         return self.layer
 
+    def _activation(self, layer: Layer) -> Tensors:
+        return self.tape.activation(layer)
+
     def _take(self, rule: Rule, place: Layer) -> Tensors:
         if (rule, place) not in self._taken:
-            places = self._plan.pop(rule)
-            found = self.tape.gradients(self.ys, places, rule, keep=bool(self._plan), grad_kwargs=self._grad_kwargs)
+            places, keep = self._plan[rule], len(self._plan) > 1
+            found = self.tape.gradients(self.ys, places, rule, keep=keep, grad_kwargs=self._grad_kwargs)
+            del self._plan[rule]  # a rule that raised is still there, to raise again for the next who asks
             self._taken |= {(rule, p): grads for p, grads in found.items()}
         return self._taken[rule, place]
+
+
+class CapturedReading(Reading):
+    """The same of passes that were captured (``compile=True``): they have been replayed before anything is read."""
+
+    def __init__(self, found: Found, given: Tensors, layer: Layer | None, source: Layer) -> None:
+        self._found, self._given, self.layer, self.source = found, given, layer, source
+        self.ys = found.ys
+
+    @property
+    def output(self) -> Tensor:
+        """What the model returned, (N, C)."""
+        return self._found.output
+
+    @property
+    def given(self) -> Tensors:
+        return tuple(t.detach() for t in self._given)
+
+    def _activation(self, layer: Layer) -> Tensors:
+        return self._found.activations[layer]
+
+    def _take(self, rule: Rule, place: Layer) -> Tensors:
+        return self._found.gradient(rule, place)
+
+
+def captured_reading(
+    forward_func: Callable[..., Any],
+    inputs: Any,
+    extra: tuple[Any, ...],
+    targets: Sequence[Target] | None,
+    needs: Needs,
+    running: Running,
+    layer: Layer | None = None,
+    source: Layer = INPUT,
+    *,
+    at_layer_inputs: bool = False,
+    score: Score = "logit",
+    copies: int = 1,
+) -> CapturedReading:
+    """A reading of captured passes; arguments and errors as of :func:`drnet_captum.engine.capture.passes`."""
+    check_score(score)
+    plan = Plan(plan_of(needs, layer, source), layers_of(layer, source), at_layer_inputs, score == "log_prob")
+    return CapturedReading(
+        passes(forward_func, inputs, extra, plan, targets, running, copies), as_tuple(inputs), layer, source
+    )
+
+
+def plan_of(needs: Needs, layer: Layer | None, source: Layer) -> dict[Rule, list[Layer]]:
+    """By which places gradients are taken, under each rule."""
+    plan: dict[Rule, list[Layer]] = {rule: [source] for rule in needs.input_rules}
+    if needs.layer_gradient and layer is not None:
+        places = plan.setdefault("plain", [])
+        if layer not in places:
+            places.append(layer)
+    return plan
+
+
+def layers_of(layer: Layer | None, source: Layer) -> tuple[Layer, ...]:
+    """The layers to be kept, each once."""
+    return tuple(dict.fromkeys(place for place in (layer, source) if place is not None and place != INPUT))
 
 
 class TapeAttribution(GradientAttribution):
@@ -124,6 +189,45 @@ class TapeAttribution(GradientAttribution):
     def read(self, reading: Reading) -> Tensors:
         """The maps of K targets, (K, N, …), one tensor for each input or for each tensor of the layer."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _reading(
+        self,
+        inputs: Any,
+        targets: Sequence[Target],
+        additional_forward_args: Any,
+        layer: Layer | None = None,
+        source: Layer = INPUT,
+        *,
+        at_layer_inputs: bool = False,
+        score: Score = "logit",
+        copies: int = 1,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Iterator[Reading]:
+        """K targets of one forward pass, recorded or replayed; the inputs may be ``copies`` sets of the examples."""
+        needs = self.needs()
+        if self.running.compile:
+            if grad_kwargs:
+                raise ValueError("compile=True takes no grad_kwargs: leave one of them out")
+            yield captured_reading(
+                self.forward_func,
+                inputs,
+                additional_args(additional_forward_args),
+                targets,
+                needs,
+                self.running,
+                layer,
+                source,
+                at_layer_inputs=at_layer_inputs,
+                score=score,
+                copies=copies,
+            )
+            return
+        wrt_input = source == INPUT and bool(needs.input_rules)
+        layers = layers_of(layer, source)
+        with self._recorded(inputs, additional_forward_args, layers, wrt_input, at_layer_inputs) as (tape, output):
+            ys = [scores(output, target, score, copies) for target in targets]
+            yield Reading(tape, ys, needs, layer, source, grad_kwargs)
 
     @contextlib.contextmanager
     def _recorded(
@@ -160,14 +264,24 @@ def additional_args(value: Any) -> tuple[Any, ...]:
     return format_additional_forward_args(value) or ()
 
 
-def scores(output: Tensor, target: Target, score: Score = "logit") -> Tensor:
-    """y of every example: the target's logit, or its log-probability over dimension 1."""
+def check_score(score: str) -> None:
     if score not in ("logit", "log_prob"):
         raise ValueError(f"expected score to be 'logit' or 'log_prob', got {score!r}")
+
+
+def scores(output: Tensor, target: Target, score: Score = "logit", copies: int = 1) -> Tensor:
+    """y of every example: the target's logit, or its log-probability over dimension 1.
+
+    Targets are those of the examples; the output may be of so many ``copies`` of them, one set after the other.
+    """
+    check_score(score)
     if score == "log_prob" and output.dim() < 2:
         raise ValueError(f"expected scores of several classes, (N, C), for score='log_prob', got {tuple(output.shape)}")
     with differentiable():
-        return select(torch.log_softmax(output, dim=1) if score == "log_prob" else output, target)
+        whole = torch.log_softmax(output, dim=1) if score == "log_prob" else output
+        if copies == 1:
+            return select(whole, target)
+        return torch.cat([select(part, target) for part in whole.split(len(whole) // copies)])
 
 
 def score_for(output: Tensor, score: Score | None) -> Score:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Reading, Score, first_of, scores
+from drnet_captum.attr.base import Score, first_of
 from drnet_captum.attr.layer_map import LayerMap
 from drnet_captum.engine.targets import Target
 
@@ -47,9 +47,15 @@ class ActivationMap(LayerMap):
             several tensors with a grid.
         """
         layer = self.layer_for(inputs, additional_forward_args)
-        recorded = self._recorded(inputs, additional_forward_args, [layer], False, attribute_to_layer_input)
-        with recorded as (tape, output):
-            reading = Reading(tape, [scores(output, target, score)], self.needs(), layer, grad_kwargs=grad_kwargs)
+        with self._reading(
+            inputs,
+            [target],
+            additional_forward_args,
+            layer,
+            at_layer_inputs=attribute_to_layer_input,
+            score=score,
+            grad_kwargs=grad_kwargs,
+        ) as reading:
             maps = self.read(reading, relu_attributions, attr_dim_summation)
         return first_of(maps, len(maps) > 1)
 

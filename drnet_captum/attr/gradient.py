@@ -17,12 +17,10 @@ from drnet_captum.attr.base import (
     Tensors,
     additional_args,
     first_of,
-    scores,
 )
 from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer
 from drnet_captum.engine.running import RunOptions
-from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.targets import Target
 
 __all__ = ["GradXImage", "Saliency", "SmoothGrad"]
@@ -51,18 +49,16 @@ class InputGradient(TapeAttribution):
 
     def _attribute(self, inputs: Any, target: Target, additional_forward_args: Any) -> Any:
         source: Layer = INPUT if self.layer is None else self.layer
-        layers = [] if self.layer is None else [self.layer]
-        with self._recorded(inputs, additional_forward_args, layers, source == INPUT) as (tape, output):
-            reading = Reading(tape, [scores(output, target)], self.needs(), source=source)
+        with self._reading(inputs, [target], additional_forward_args, source=source) as reading:
             maps = self.read(reading)
         return first_of(maps, isinstance(inputs, tuple) if source == INPUT else len(maps) > 1)
 
 
 def sum_tokens(maps: Tensors, reading: Reading) -> Tensors:
     """At the embedding of integer tokens (N, t): the sum over the embedding's dimensions."""
-    if reading.source == INPUT or not is_tokens(reading.tape.inputs):
+    if reading.source == INPUT or not is_tokens(reading.given):
         return tuple(m.contiguous() for m in maps)
-    tokens = reading.tape.inputs[0]
+    tokens = reading.given[0]
     return tuple(m.sum(-1) if m.shape[1:-1] == tokens.shape else m for m in maps)
 
 
@@ -166,6 +162,9 @@ class SmoothGrad(TapeAttribution):
     def __init__(self, forward_func: Callable[..., Any], **running: Unpack[RunOptions]) -> None:
         super().__init__(forward_func, **running)
 
+    def needs(self) -> Needs:
+        return Needs(input_rules=("plain",))
+
     @log_usage
     def attribute(
         self,
@@ -225,10 +224,8 @@ class SmoothGrad(TapeAttribution):
             m = min(perturbations_per_eval, n_samples - start)
             noisy = noisy_copies(values, m, noise_level, generator)
             extra = expand_additional_forward_args(additional_args(additional_forward_args), m)
-            with self._recorded(noisy, extra, (), True) as (tape, output):
-                with differentiable():
-                    ys = [torch.cat([scores(part, target) for part in output.split(n)]) for target in targets]
-                grads = Reading(tape, ys, Needs(("plain",))).input_gradient()
+            with self._reading(noisy, targets, extra, copies=m) as reading:
+                grads = reading.input_gradient()
             for total, grad in zip(totals, grads, strict=True):
                 grad = grad.abs() if abs else grad
                 total += grad.unflatten(1, (m, n)).sum(1)

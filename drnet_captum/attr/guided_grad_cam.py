@@ -11,7 +11,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, first_of, scores
+from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, first_of
 from drnet_captum.attr.cam import GradCAM
 from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.naming import Layer
@@ -67,7 +67,7 @@ class GuidedGradCAM(TapeAttribution):
         return self.grad_cam.layer_for(inputs, additional_forward_args)
 
     def read(self, reading: Reading, interpolate_mode: str = "nearest") -> Tensors:
-        check_differentiable(reading.tape.inputs)
+        check_differentiable(reading.given)
         maps = self.grad_cam.read(reading, relu_attributions=True)
         if len(maps) != 1:
             raise ValueError(f"expected a layer with one output, got {len(maps)}: choose another layer")
@@ -94,9 +94,8 @@ class GuidedGradCAM(TapeAttribution):
         """
         as_tuple(inputs)
         layer = self.layer_for(inputs, additional_forward_args)
-        recorded = self._recorded(inputs, additional_forward_args, [layer], True, attribute_to_layer_input)
-        with recorded as (tape, output):
-            reading = Reading(tape, [scores(output, target)], self.needs(), layer)
+        at_inputs = attribute_to_layer_input
+        with self._reading(inputs, [target], additional_forward_args, layer, at_layer_inputs=at_inputs) as reading:
             maps = self.read(reading, interpolate_mode)
         return first_of(maps, isinstance(inputs, tuple))
 

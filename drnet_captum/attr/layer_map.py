@@ -48,7 +48,7 @@ class LayerMap(TapeAttribution, LayerAttribution):
 
     def read(self, reading: Reading, relu_attributions: bool = False, attr_dim_summation: bool = True) -> Tensors:
         maps = []
-        is_text = is_tokens(reading.tape.inputs)
+        is_text = is_tokens(reading.given)
         activations, gradients = reading.activation, self.gradients(reading)
         for i in self.mapped(reading):
             placement = self.placement(activations[i], reading)
@@ -73,7 +73,7 @@ class LayerMap(TapeAttribution, LayerAttribution):
 
     def placement(self, activation: Tensor, reading: Reading) -> Placement | None:
         """Where the channels and the grid of the layer's output are; None where shapes do not tell."""
-        inputs = reading.tape.inputs
+        inputs = reading.given
         if activation.dim() < 3 <= inputs[0].dim():
             raise ValueError(
                 f"expected a layer with a spatial grid, (N, C, h, w), got an output of {tuple(activation.shape)}: "

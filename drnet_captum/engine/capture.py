@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from drnet_captum.engine.fingerprint import Fingerprint
 from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
-from drnet_captum.engine.naming import INPUT, Layer, find_module
+from drnet_captum.engine.naming import INPUT, Layer
 from drnet_captum.engine.rules import Rule
 from drnet_captum.engine.running import Running
 from drnet_captum.engine.state import attributes_kept, is_autocast, kept, without_autocast
@@ -50,11 +51,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Found:
-    """What the passes gave: the output (N, C), activations of layers, gradients (K, *place's shape)."""
+    """What the passes gave: output (N, C), K scores of shape (N,), activations, gradients (K, *place's shape)."""
 
     output: Tensor
+    ys: Tensors
     activations: dict[Layer, Tensors]
     gradients: dict[tuple[Rule, Layer], Tensors]
+    errors: Mapping[Rule, str] = field(default_factory=dict)  # of rules that have no gradients
+
+    def gradient(self, rule: Rule, place: Layer) -> Tensors:
+        """The gradients under a rule; the error of the plain passes, where they have none."""
+        if rule in self.errors:
+            raise ValueError(self.errors[rule])
+        return self.gradients[rule, place]
 
 
 @dataclass
@@ -64,7 +73,21 @@ class Captured:
     call: Callable[..., Sequence[Tensor]]
     counts: list[int]  # of tensors at each place: layers' activations, then gradients
     classes: int
+    errors: dict[Rule, str]  # of rules under which there are no gradients
     is_random: bool
+
+    def sorted(self, results: Sequence[Tensor], plan: Plan) -> Found:
+        """The list of tensors by what they are."""
+        output, ys, *rest = results
+        tensors, counts = iter(rest), iter(self.counts)
+        activations = {layer: tuple(islice(tensors, next(counts))) for layer in plan.layers}
+        gradients = {
+            (rule, place): tuple(islice(tensors, next(counts)))
+            for rule, places in plan.gradients.items()
+            if rule not in self.errors
+            for place in places
+        }
+        return Found(output, ys.unbind(), activations, gradients, self.errors)
 
 
 @dataclass
@@ -90,8 +113,8 @@ def passes(
     """The passes of a plan, captured at the first call for their shapes and replayed from then on.
 
     On a CPU the graph's calls run in a row, without autograd, modes or Python code of the model. On CUDA the graph goes
-    through ``torch.compile(mode="reduce-overhead")``. A graph is dropped when the model is collected, when one of its
-    parameters or buffers is replaced or changed, or when a plain attribute of one of its modules is.
+    through ``torch.compile(mode="reduce-overhead")``, which has not been tried on a GPU yet. Graphs are dropped when
+    the model is collected, and when something in it has changed (see :class:`Fingerprint` for what is noticed).
 
     Args:
         forward_func: the model.
@@ -108,70 +131,58 @@ def passes(
             plain passes raise: a target outside the output, NaN inputs, a rule that met no activation.
     """
     model = eager(forward_func)
+    if not isinstance(model, nn.Module):
+        raise ValueError("compile=True needs the model as a torch.nn.Module, got a function: leave it out")
     values = as_tuple(inputs)
     if is_tokens(values):
         raise ValueError("compile=True does not serve integer tokens: leave it out")
     check_differentiable(values)
-    graphs = _current(model)
-    leaves, form = pytree.tree_flatten(extra)
-    tensors = [*values, *(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))]
-    fixed = tuple(described(leaf) for leaf in leaves)
-    device, n = values[0].device, len(values[0])
+    whole = _Passes(model, plan, running, inputs, extra)
+    tensors = whole.tensors
     k = None if targets is None else len(targets)
-    casting = (is_autocast(device), torch.get_autocast_dtype(device.type)) if is_autocast(device) else None
-    key = (plan.key(), isinstance(inputs, tuple), len(values), k, fixed, str(form), running, casting)
-    key += tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-    found = graphs.captured.pop(key, None)
-    if found is None:
-        whole = _Passes(model, plan, running, len(values), isinstance(inputs, tuple), leaves, form)
-        found = capture(whole, tensors, k, kernel_calls_for(device))
-        while len(graphs.captured) >= MOST:
-            del graphs.captured[next(iter(graphs.captured))]
-    graphs.captured[key] = found  # the last one used is the last one
+    captured = graphs_of(model).captured
+    key = whole.key(k)
+    found = captured.pop(key, None) or capture(whole, k)
+    while len(captured) >= MOST:
+        del captured[next(iter(captured))]
+    captured[key] = found  # the last one used comes last
     if targets is not None:
-        every = torch.arange(found.classes).expand(n // copies, -1)
+        every = torch.arange(found.classes).expand(len(values[0]) // copies, -1)
         index = torch.stack([select(every, target) for target in targets]).repeat(1, copies)  # (K, N)
-        tensors = [*tensors, index.to(device)]
-    results = iter(replay(found, model, tensors))
-    output = next(results)
-    counts = iter(found.counts)
-    activations = {layer: tuple(next(results) for _ in range(next(counts))) for layer in plan.layers}
-    places = [(rule, place) for rule, of_rule in plan.gradients.items() for place in of_rule]
-    return Found(output, activations, {p: tuple(next(results) for _ in range(next(counts))) for p in places})
+        tensors = [*tensors, index.to(values[0].device)]
+    return found.sorted(replay(found, model, tensors), plan)
 
 
-def _current(model: Any) -> Graphs:
-    """The graphs of a model; none, if it has changed."""
-    if not isinstance(model, nn.Module):
-        raise ValueError("compile=True needs the model as a torch.nn.Module, got a function: leave it out")
-    fingerprint = Fingerprint(model)
+def graphs_of(model: nn.Module) -> Graphs:
+    """What is captured of a model; nothing, if it has changed since."""
     graphs = _graphs.get(model)
-    if graphs is None or graphs.fingerprint != fingerprint:
-        graphs = _graphs[model] = Graphs(fingerprint)
+    if graphs is None or not graphs.fingerprint.holds(model):
+        graphs = _graphs[model] = Graphs(Fingerprint(model))
     return graphs
 
 
 class _Passes:
     """The passes as a function of tensors alone, run once to be captured."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        running: Running,
-        count: int,
-        as_tuple: bool,
-        leaves: list[Any],
-        form: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, running: Running, inputs: Any, extra: tuple[Any, ...]) -> None:
         self.model, self.plan, self.running = model, plan, running
-        self.count, self.as_tuple, self.leaves, self.form = count, as_tuple, leaves, form
+        self.leaves, self.form = pytree.tree_flatten((inputs, extra))
+        self.tensors = [leaf.detach() for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.counts: list[int] = []
         self.classes = 0
+        self.errors: dict[Rule, str] = {}
+
+    def key(self, k: int | None) -> tuple[Any, ...]:
+        """Everything that the graph depends on, but for the model, as something hashable that keeps no module alive."""
+        device = self.tensors[0].device
+        casting = torch.get_autocast_dtype(device.type) if is_autocast(device) else None
+        fixed = tuple(map(described, self.leaves))
+        return self.plan.key(), self.running, k, fixed, str(self.form), casting
 
     def __call__(self, index: Tensor | None, *tensors: Tensor) -> list[Tensor]:
-        values, given = tensors[: self.count], iter(tensors[self.count :])
-        extra = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in self.leaves], self.form)
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        inputs, extra = pytree.tree_unflatten(leaves, self.form)
         plan = self.plan
         tape = Tape(
             self.model,
@@ -184,8 +195,8 @@ class _Passes:
             captured=True,
         )
         with tape:
-            output = tape.forward(values if self.as_tuple else values[0], *extra)
-            if output.dim() != 2:
+            output = tape.forward(inputs, *extra)
+            if output.dim() != 2 or len(output) != len(tape.inputs[0]):
                 raise ValueError(
                     f"compile=True needs a model that returns scores (N, C), got {tuple(output.shape)}: leave it out"
                 )
@@ -194,10 +205,14 @@ class _Passes:
             ys = chosen_scores(output, chosen, plan.log_prob)
             results = [tape.activation(layer) for layer in plan.layers]
             for i, (rule, places) in enumerate(plan.gradients.items()):
-                found = tape.gradients(ys, places, rule, keep=i + 1 < len(plan.gradients))
-                results += [found[place] for place in places]
+                try:
+                    found = tape.gradients(ys, places, rule, keep=i + 1 < len(plan.gradients))
+                except ValueError as error:  # of those who will ask for this rule
+                    self.errors[rule] = str(error)
+                else:
+                    results += [found[place] for place in places]
         self.counts = [len(tensors) for tensors in results]
-        return [output.detach(), *(t for tensors in results for t in tensors)]
+        return [output.detach(), torch.stack(ys).detach(), *(t for tensors in results for t in tensors)]
 
 
 def chosen_scores(output: Tensor, index: Tensor, log_prob: bool) -> Tensors:
@@ -207,56 +222,47 @@ def chosen_scores(output: Tensor, index: Tensor, log_prob: bool) -> Tensors:
         return whole.gather(1, index.T).unbind(1)
 
 
-def capture(
-    whole: _Passes, tensors: Sequence[Tensor], k: int | None, kernel_calls: Callable[[Any], Callable[..., Any]]
-) -> Captured:
+def capture(whole: _Passes, k: int | None) -> Captured:
     """Run the passes once, write down every kernel that they call, and prepare that graph."""
     from torch.fx.experimental.proxy_tensor import make_fx  # here, because it takes the compiler with it
 
     from drnet_captum.engine.prepared import is_random, prepare
 
-    device = tensors[0].device
-    index = [] if k is None else [torch.zeros(k, len(tensors[0]), dtype=torch.int64, device=device)]
-    detached = [t.detach() for t in tensors]
+    first = whole.tensors[0]
     run: Callable[..., list[Tensor]] = (lambda *t: whole(None, *t)) if k is None else (lambda *t: whole(t[-1], *t[:-1]))
     try:
         with attributes_kept(whole.model), torch.inference_mode(False):
-            module = make_fx(run)(*detached, *index)
-            with torch.no_grad(), without_autocast(device):
+            index = [] if k is None else [torch.zeros(k, len(first), dtype=torch.int64, device=first.device)]
+            module = make_fx(run)(*whole.tensors, *index)
+            with torch.no_grad(), without_autocast(first.device):
                 prepare(module)
     except RuntimeError as error:
         if BY_VALUES not in str(error):
             raise
         raise ValueError("compile=True cannot capture a model that decides by values: leave it out") from error
-    return Captured(kernel_calls(module), whole.counts, whole.classes, is_random(module.graph))
+    call = compiled(module) if first.device.type == "cuda" else module
+    return Captured(call, whole.counts, whole.classes, whole.errors, is_random(module.graph))
 
 
-def kernel_calls_for(device: torch.device) -> Callable[[Any], Callable[..., Any]]:
-    """How a graph is run. On CUDA as a CUDA graph, whose memory the next replay overwrites: results are copied."""
-    if device.type != "cuda":
-        return lambda module: module  # type: ignore[no-any-return]
-
-    def compiled(module: Any) -> Callable[..., Any]:
-        call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
-        return lambda *tensors: [t.clone() for t in call(*tensors)]
-
-    return compiled
+def compiled(module: Any) -> Callable[..., list[Tensor]]:
+    """The graph as a CUDA graph. The next replay overwrites the memory of its results: they are copied."""
+    call: Callable[..., Any] = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+    return lambda *tensors: [t.clone() for t in call(*tensors)]
 
 
 def replay(found: Captured, model: nn.Module, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     device = tensors[0].device
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
-        detached = [t.detach() for t in tensors]
         if not found.is_random:
-            return found.call(*detached)
+            return found.call(*tensors)
         with kept(model, {device}):
-            return found.call(*detached)
+            return found.call(*tensors)
 
 
 def described(leaf: Any) -> Any:
-    """An argument of the model as part of a key: a tensor by its place alone, anything else by its value."""
+    """An argument of the model as part of a key: a tensor by its form, anything else by its value."""
     if isinstance(leaf, Tensor):
-        return Tensor
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     try:
         hash(leaf)
     except TypeError as error:

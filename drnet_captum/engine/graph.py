@@ -61,11 +61,12 @@ def lowest(chosen: set[Any]) -> set[Any]:
     return chosen - above
 
 
-def fold_batch_norms(found: list[Any], apart: Container[Any] = ()) -> None:
+def fold_batch_norms(found: list[Any], apart: Container[Any] = (), always: bool = False) -> None:
     """Let a convolution's backward pass do its batch norm's: g·s then Wᵀ is (s·W)ᵀ, one pass over memory less.
 
-    Only where the norm is all that reads the convolution's output, and the weight is smaller than the output; and not
-    below convolutions that are kept ``apart``, because the gradient by their output is wanted.
+    Only where the norm is all that reads the convolution's output, and the weight is smaller than the output, or
+    ``always`` because it is done once for many passes; and not below convolutions that are kept ``apart``, because the
+    gradient by their output is wanted.
     """
     readers = Counter(child for node in found for child, _ in node.next_functions)
     for node in found:
@@ -73,5 +74,5 @@ def fold_batch_norms(found: list[Any], apart: Container[Any] = ()) -> None:
             continue
         below = node.next_functions[0][0]
         alone = getattr(below, "_forward_cls", None) is Convolution and readers[below] == 1
-        if alone and below not in apart and below.saves_by_folding:
+        if alone and below not in apart and (always or below.saves_by_folding):
             below.scale, node.folded = node.scale, True

@@ -12,8 +12,8 @@ MemoryFormat = Literal["auto", "preserve", "channels_last"]
 MEMORY_FORMATS = ("auto", "preserve", "channels_last")
 
 
-def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
-    """The inputs as a tuple of tensors with the same, positive number of examples and finite values."""
+def as_tuple(inputs: Any, *, look: bool = True) -> tuple[Tensor, ...]:
+    """The inputs as a tuple of tensors with a positive number of examples and, if values are looked at, finite ones."""
     values = inputs if isinstance(inputs, tuple) else (inputs,)
     if not values:
         raise ValueError("expected at least one input tensor, got an empty tuple")
@@ -22,7 +22,8 @@ def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
             raise TypeError(f"expected inputs of type torch.Tensor or a tuple of them, got {type(value).__name__}")
         if value.dim() == 0 or len(value) == 0:
             raise ValueError(f"expected a batch with at least one example, got an input of shape {tuple(value.shape)}")
-        if value.dtype.is_floating_point and not value.is_meta and not torch.isfinite(value).all():
+        looked = look and value.dtype.is_floating_point and not value.is_meta
+        if looked and not torch.isfinite(value).all():
             raise ValueError(
                 "expected finite inputs, got NaN or infinite values: check how the input was read and scaled"
             )

@@ -20,9 +20,9 @@ SMALL = 1 << 17  # numbers; the nodes of smaller tensors save less than they cos
 HEAVY = 8  # times as many numbers in the weight as in the image: laying the weight out costs more than the image
 
 
-def pays(x: Tensor) -> bool:
+def pays(x: Tensor, small: int) -> bool:
     """Whether a tensor is large enough for a lean node to pay."""
-    return x.numel() >= SMALL
+    return x.numel() >= small
 
 
 def placeholder(shape: torch.Size, memory_format: torch.memory_format, like: Tensor) -> Tensor:
@@ -154,6 +154,7 @@ class MaxPool2d(torch.autograd.Function):
 
 
 def convolution(
+    small: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -172,12 +173,13 @@ def convolution(
         bias = None if bias is None else bias.to(dtype)
     if not input.requires_grad:
         return convolve(input, weight, bias, *geometry)
-    if not (pays(input) or is_heavy(weight, input.shape, input)):
+    if not (pays(input, small) or is_heavy(weight, input.shape, input)):
         return None
     return Convolution.apply(input, weight, bias, *geometry)  # type: ignore[no-any-return]
 
 
 def batch_norm(
+    small: int,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -187,7 +189,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not (input.requires_grad and pays(input)) or training or running_mean is None or running_var is None:
+    if not (input.requires_grad and pays(input, small)) or training or running_mean is None or running_var is None:
         return None
     if weight is not None and weight.requires_grad:
         return None
@@ -195,6 +197,7 @@ def batch_norm(
 
 
 def max_pool2d(
+    small: int,
     input: Tensor,
     kernel_size: int | tuple[int, ...],
     stride: int | tuple[int, ...] | None = None,
@@ -203,7 +206,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    if not (input.requires_grad and pays(input)) or return_indices or input.dim() != 4:
+    if not (input.requires_grad and pays(input, small)) or return_indices or input.dim() != 4:
         return None
     kernel = times(2, kernel_size)
     stride = kernel if not stride else times(2, stride)
@@ -215,7 +218,8 @@ def times(n: int, value: int | tuple[int, ...]) -> tuple[int, ...]:
     return values * n if len(values) == 1 else values
 
 
-#: The lean form of a call, by the name of the torch function; None where it has none, and the plain call serves.
+#: The lean form of a call, by the name of the torch function; None where it has none, and the plain call serves. Its
+#: first argument is how many numbers a tensor has, at least, for a lean node to pay.
 LAYERS: dict[str, Callable[..., Tensor | None]] = {
     "conv1d": convolution,
     "conv2d": convolution,

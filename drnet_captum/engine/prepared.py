@@ -1,9 +1,9 @@
-"""Making a captured graph cheaper to run: what depends on weights alone is computed once, and norms join convolutions."""
+"""Making a captured graph cheaper: what depends on weights alone is computed once, and norms join convolutions."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ NORMS = {
     aten._native_batch_norm_legit_no_training.default,
     aten._batch_norm_no_update.default,
 }
+STATISTICS = ("running_mean", "running_var", "weight", "bias")  # of a norm, by the names of its schema
 UNMARKED_VIEWS = {aten._unsafe_view.default}  # their schemas do not say that they may share memory
 
 
@@ -24,11 +25,13 @@ def prepare(module: fx.GraphModule) -> fx.GraphModule:
     """The graph of ATen calls, made cheaper in place. Its constants are taken as fixed.
 
     Raises:
-        ValueError: the graph writes into a constant: the model changes its own buffers as it runs.
+        ValueError: the graph writes into a constant: the model changes its own buffers as it runs. Or the shape of a
+            tensor depends on values.
     """
     check_constants(module.graph)
     fold_constants(module)
     clean(module)
+    check_shapes(module.graph)
     fold_norms(module)
     clean(module)
     for node in module.graph.nodes:
@@ -133,8 +136,23 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def check_constants(graph: fx.Graph) -> None:
     if any(node.op == "get_attr" for node in written(graph)):
         raise ValueError(
-            "compile=True cannot capture a model that writes into its own buffers or parameters as it runs: leave it out"
+            "compile=True cannot capture a model that writes into its own buffers as it runs: leave it out"
         )
+
+
+def check_shapes(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if node.target is not aten.index.Tensor or any(map(is_mask, node.all_input_nodes[1:])):
+            raise ValueError(
+                f"compile=True cannot capture a model in which shapes depend on values ({node.target}): leave it out"
+            )
+
+
+def is_mask(node: fx.Node) -> bool:
+    """Whether indexing by this gives as many values as the inputs happen to make true."""
+    return node.op != "get_attr" and node.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def fold_norms(module: fx.GraphModule) -> None:
@@ -157,14 +175,13 @@ def fold_norm(module: fx.GraphModule, norm: fx.Node) -> None:
     if given.get("training") or any(u.target is not operator.getitem or u.args[1] != 0 for u in norm.users):
         return
     into = arguments(convolution)
-    mean, var = (given.get(f"running_{name}") for name in ("mean", "var"))
-    statistics = [mean, var, given["weight"], given["bias"]]
-    constants = [node for node in (*statistics, into["weight"], into["bias"]) if node is not None]
-    if into["transposed"] or mean is None or var is None or any(node.op != "get_attr" for node in constants):
+    read = [into["weight"], into["bias"], *(given.get(name) for name in STATISTICS)]
+    if into["transposed"] or any(node is not None and node.op != "get_attr" for node in read):
         return
-    values = [None if node is None else getattr(module, node.target) for node in (*statistics, into["weight"])]
-    before = None if into["bias"] is None else getattr(module, into["bias"].target)
-    weight, bias = with_norm(values[4], before, *values[:4], given.get("eps", given.get("epsilon")))
+    kernel, bias, mean, var, gamma, beta = (None if node is None else getattr(module, node.target) for node in read)
+    if kernel is None or mean is None or var is None:
+        return
+    weight, bias = with_norm(kernel, bias, mean, var, gamma, beta, given["eps" if "eps" in given else "epsilon"])
     with module.graph.inserting_before(convolution):
         convolution.args = (
             convolution.args[0],

@@ -51,12 +51,13 @@ class Recording(TorchFunctionMode):
         switch: what the nodes look at.
         ruled: whether rules other than the plain one will be asked for. Without, what PyTorch does as well or better
             is left to it.
+        small: how many numbers a tensor has, at least, for a lean node to pay. None: ``lean.SMALL``.
     """
 
-    def __init__(self, switch: Switch, ruled: bool = True) -> None:
+    def __init__(self, switch: Switch, ruled: bool = True, small: int | None = None) -> None:
         super().__init__()
         self.switch = switch
-        self._ruled = ruled
+        self._ruled, self._small = ruled, lean.SMALL if small is None else small
         self.gates: set[Any] = set()  # autograd nodes that look like activations and are gates
         self._ledger = Ledger()
 
@@ -82,7 +83,7 @@ class Recording(TorchFunctionMode):
         if self._ruled and name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)
         if name in lean.LAYERS and args:
-            result = lean.LAYERS[name](*args, **kwargs)
+            result = lean.LAYERS[name](self._small, *args, **kwargs)
             if result is not None:
                 return result
         return func(*args, **kwargs)
@@ -94,7 +95,7 @@ class Recording(TorchFunctionMode):
         if (
             found is None
             or not found.z.requires_grad
-            or not (self._ruled or (found.is_piecewise and lean.pays(found.z)))
+            or not (self._ruled or (found.is_piecewise and lean.pays(found.z, self._small)))
         ):
             return func(*args, **kwargs)
         inplace = inplace or found.inplace

@@ -43,6 +43,8 @@ class Tape:
         at_layer_inputs: keep what goes into the layers, and not what comes out.
         rules: the backward rules that will be asked for. Plain gradients alone are recorded faster.
         memory_format, precision: as for :class:`drnet_captum.engine.running.RunOptions`.
+        captured: the calls are being written down, to be replayed on other inputs. No value is looked at, and every
+            layer is a lean node: what that costs is paid once.
 
     Nothing of the caller's is changed: parameters are taken as constants on the way, gradients are never accumulated,
     and hooks, modes, random generators and running statistics are back as they were when ``forward`` returns or raises.
@@ -69,6 +71,7 @@ class Tape:
         rules: Iterable[Rule] = RULES,
         memory_format: MemoryFormat = "auto",
         precision: Precision | None = None,
+        captured: bool = False,
     ) -> None:
         self.running = Running(memory_format, precision)
         self.model = eager(forward_func)
@@ -80,7 +83,8 @@ class Tape:
         self._kept: dict[Layer, tuple[Tensor, ...]] = {}
         self._tuple_input = False
         self.rules = ("plain", *rules)
-        self._recording = Recording(Switch(), self._is_ruled())
+        self.captured = captured
+        self._recording = self._new_recording()
         self._walked: list[str] | None = None
         self._sites = 0
 
@@ -93,10 +97,11 @@ class Tape:
     def close(self) -> None:
         """Let go of the recorded graph."""
         self.inputs, self.output, self._kept = (), None, {}
-        self._recording = Recording(Switch(), self._is_ruled())
+        self._recording = self._new_recording()
 
-    def _is_ruled(self) -> bool:
-        return any(rule != "plain" for rule in self.rules)
+    def _new_recording(self) -> Recording:
+        ruled = any(rule != "plain" for rule in self.rules)
+        return Recording(Switch(), ruled, small=0 if self.captured else None)
 
     def forward(self, *inputs: Any) -> Tensor:
         """Run the model on the inputs, the first being explained (a tuple of tensors counts as several inputs).
@@ -105,7 +110,7 @@ class Tape:
         """
         explained, additional = inputs[0], inputs[1:]
         self._tuple_input = isinstance(explained, tuple)
-        values = as_tuple(explained)
+        values = as_tuple(explained, look=not self.captured)
         if self.wrt_input or not is_tokens(values):
             check_differentiable(values)
         if isinstance(self.model, nn.Module) and self.model.training:
@@ -244,7 +249,7 @@ class Tape:
             raise ValueError(CHECKPOINTED)
         self._sites = sum(map(is_rule_node, found))
         self._walked = graph.escaped_activations(found, self._recording.gates)
-        graph.fold_batch_norms(found)
+        graph.fold_batch_norms(found, always=self.captured)
         if any("BackwardHookFunction" in node.name() for node in found):
             self._recording.switch.in_place = False  # the caller's hooks may keep gradients
 
