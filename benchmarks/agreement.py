@@ -65,10 +65,12 @@ def compared(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:
         theirs = F.interpolate(theirs.flatten(0, 1), ours.shape[-2:], mode="nearest").unflatten(0, theirs.shape[:2])
     if ours.shape != theirs.shape:
         return dict.fromkeys(("correlation", "scale", "largest_difference"))
+    difference, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
     found = {
         "correlation": correlation(ours, theirs),
         "scale": float(ours.norm() / theirs.norm()),
-        "largest_difference": float((ours - theirs).abs().max() / theirs.abs().max()),
+        # Guided Grad-CAM of an image without positive evidence is 0 everywhere.
+        "largest_difference": difference / largest if largest else (inf if difference else 0.0),
     }
     return {name: value if isfinite(value) else None for name, value in found.items()}
 

@@ -195,3 +195,10 @@ def test_commits_of_changed_code_are_marked(monkeypatch):
     assert pairs.commit() == "abc1234"
     answers["status"] = " M a.py"
     assert pairs.commit() == "abc1234+"
+
+
+def test_maps_that_are_nothing_everywhere_agree():
+    nothing, something = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 1e-3)
+    assert agreement.agrees(agreement.compared(nothing, nothing))
+    assert not agreement.agrees(agreement.compared(something, nothing))
+    assert not agreement.agrees(agreement.compared(nothing, something))

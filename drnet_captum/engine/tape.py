@@ -119,9 +119,9 @@ class Tape:
             )
         check_parameters(self.model)
         with differentiable(), kept(self.model, {v.device for v in values}), uncompiled():
-            self.inputs = tuple(v.detach().clone() for v in values)
+            self.inputs = tuple(v.detach() for v in values)
             if self.wrt_input:
-                self.inputs = tuple(v.requires_grad_() for v in self.inputs)
+                self.inputs = tuple(v.clone().requires_grad_() for v in self.inputs)
             # Copies, so that a model that writes into its input writes into ours, and not into a leaf.
             copies = tuple(arranged(v, self.running.memory_format) for v in self.inputs)
             copies = tuple(c.clone() if c is v else c for c, v in zip(copies, self.inputs, strict=True))
