@@ -26,7 +26,7 @@ class LayerMap(TapeAttribution, LayerAttribution):
         layer: a module of the model, its dotted name, or None: found automatically (the last layer with a spatial grid
             that decides the answer alone; see :func:`drnet_captum.find_target_layer`).
         device_ids: accepted as in Captum. Data-parallel models are explained on their first device, whatever it says.
-        memory_format, precision, compile: as for :func:`explain`.
+        memory_format, precision, compile: as for :func:`explain`; CAM, Eigen-CAM and Score-CAM take no ``compile``.
     """
 
     def __init__(

@@ -47,7 +47,8 @@ def infidelity(
         target: a class, or one for each image.
         method: a name of ``drnet_captum.methods()``, or a function of images and target that gives maps (N, H, W),
             (N, 1, H, W) or (N, C, H, W).
-        perturb_func: as in Captum. None: I is gaussian noise of standard deviation ``noise``, in the inputs' units.
+        perturb_func: as in Captum; ``noise`` and ``generator`` are then its own affair. None: I is gaussian noise of
+            standard deviation ``noise``, in the inputs' units.
         n_perturb_samples, max_examples_per_batch, normalize: Captum's, the second brought within the bounds that Captum
             warns of (one of each image, all of them); ``normalize=True`` scales each map by the best
             factor, so that methods of different units can be compared.
