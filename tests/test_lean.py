@@ -124,6 +124,42 @@ def test_convolutions_that_kernels_are_slow_at_channels_last(kernel, stride, pad
         torch.testing.assert_close(tape.forward(x), expected)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "conv, is_linear",
+    [
+        (nn.Conv2d(6, 5, (3, 4)), True),
+        (nn.Conv2d(6, 5, (3, 4), stride=7, bias=False), True),
+        (nn.Conv2d(6, 5, (3, 4), padding=1), False),
+        (nn.Conv2d(6, 6, (3, 4), groups=2), False),
+        (nn.Conv2d(6, 5, (2, 4), dilation=(2, 1)), False),
+        (nn.Conv2d(6, 5, (3, 3)), False),
+    ],
+    ids=str,
+)
+def test_a_kernel_as_large_as_the_image_is_a_linear_layer(conv, is_linear, memory_format):
+    """Plain, with several gradients at once, and below a layer, where there is no graph."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(), conv, nn.Identity()).double().eval().requires_grad_(False)
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64).contiguous(memory_format=memory_format)
+    expected = model(x.requires_grad_())
+    by_input = [torch.autograd.grad(expected[:, k].sum(), x, retain_graph=True)[0] for k in (0, 3)]
+    with Tape(model, layers=("0",), rules=()) as tape:
+        found = tape.forward(x)
+        assert found.shape == expected.shape
+        assert is_linear == any(
+            node.name() == "AddmmBackward0" or node.name() == "MmBackward0" for node in graph.nodes([found])
+        )
+        torch.testing.assert_close(found, expected)
+        ys = [found[:, k].sum((1, 2)) for k in (0, 3)]
+        for k in range(2):
+            torch.testing.assert_close(tape.gradient(ys[k]), by_input[k])
+        batched = tape.gradients(ys, ["0"])["0"][0]
+        torch.testing.assert_close(batched * (x > 0), torch.stack(by_input))
+    with Tape(model, layers=("2",), wrt_input=False) as tape:
+        torch.testing.assert_close(tape.forward(x), expected)
+
+
 def test_small_tensors_are_left_to_pytorch(monkeypatch):
     """Where nodes of ours save less than they cost: the same gradients, by other nodes."""
     torch.manual_seed(0)

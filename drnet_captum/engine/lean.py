@@ -89,6 +89,14 @@ def convolve(
     return result.contiguous(memory_format=layout) if layout == torch.channels_last else result
 
 
+def is_whole(
+    weight: Tensor, shape: torch.Size, padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> bool:
+    """Whether the kernel lies on the whole image at once: a linear layer, written as a convolution (VGG in timm)."""
+    fits = weight.shape[1:] == shape[1:] and groups == 1 and not any(padding)
+    return fits and weight[0, 0].numel() > 1 and set(dilation) == {1}
+
+
 def is_heavy(weight: Tensor, shape: torch.Size, like: Tensor) -> bool:
     """Whether a kernel would be brought to the image's layout at a higher price than the image to the kernel's."""
     one = all(side == 1 for side in weight.shape[2:])
@@ -171,6 +179,8 @@ def convolution(
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if is_whole(weight, input.shape, *geometry[1:]):
+        return F.linear(input.flatten(1), weight.flatten(1), bias).view(len(input), -1, *[1] * n)
     if not input.requires_grad:
         return convolve(input, weight, bias, *geometry)
     if not (pays(input, small) or is_heavy(weight, input.shape, input)):
