@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import drnet_captum as dc
 from benchmarks.curves import curve_areas
 from benchmarks.mosaics import Mosaic, Photo, cell_shares
-from drnet_captum.attr.base import Score, scores
 from drnet_captum.attr.drnet import DRNet, Weights
 from drnet_captum.attr.layer_part import LayerPart
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.engine.tape import Tape
 from drnet_captum.layers.interpolation import spread
 

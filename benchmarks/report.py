@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import drnet_captum as dc
+from benchmarks.growth_plot import plot as plot_growth
 from benchmarks.pairs import RESULTS
 from benchmarks.plot_throughput import plot
 from benchmarks.report_detection import detection_speed_table, detection_table
 from benchmarks.report_faithfulness import faithfulness_table
 from benchmarks.report_growth import growth_lines
+from benchmarks.report_scale import scale_block
 from benchmarks.report_throughput import speed_block
 
 README = Path(__file__).parents[1] / "README.md"
@@ -232,6 +234,7 @@ def filled(text: str) -> str:
         "detection speed": lambda: detection_speed_table(latest("drise_cpu_*.json", "detection_speed_cpu.json")),
         "faithfulness": lambda: faithfulness_table(latest("faithfulness*.json")),
         "growth": lambda: growth_lines(latest("growth_cpu_*.json")),
+        "scale": lambda: scale_block(latest("scale_cpu_*.json")),
         "methods": methods_table,
     }
     for name, table in tables.items():
@@ -242,12 +245,13 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README's tables and the plots of speed."""
+    """Rewrite README's tables, and the plots of speed and growth."""
     README.write_text(filled(README.read_text()))
     for device, files in speed_results().items():
         throughput = [found for found in files if found["suite"] == "throughput"]
         if throughput:
             plot(throughput[0]["rows"], throughput[0]["environment"], DOCS / f"speed_{device}.png")
+    plot_growth(latest("growth_cpu_*.json"), DOCS / "growth.png")
 
 
 if __name__ == "__main__":

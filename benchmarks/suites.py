@@ -19,6 +19,7 @@ SUITES = {
     "dissect": "benchmarks.dissection",
     "faithfulness": "benchmarks.faithfulness",
     "growth": "benchmarks.growth",
+    "scale": "benchmarks.scale",
 }
 
 CPU_ONLY = ("dissect",)

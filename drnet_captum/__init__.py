@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from drnet_captum.reconstruct.reconstruction import Reconstruction
     from drnet_captum.reconstruct.subnetwork import SubNetwork
     from drnet_captum.registry import Method, methods, register_with_captum
+    from drnet_captum.scale.dissection_run import dissect_dataset
+    from drnet_captum.scale.explanation_run import explain_dataset
 
 __version__ = "0.1.0"
 
@@ -62,6 +64,8 @@ _HOMES = {
     "reconstruct.reconstruction": ("Reconstruction",),
     "reconstruct.subnetwork": ("SubNetwork",),
     "registry": ("Method", "methods", "register_with_captum"),
+    "scale.dissection_run": ("dissect_dataset",),
+    "scale.explanation_run": ("explain_dataset",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -96,7 +100,9 @@ __all__ = [
     "XGradCAM",
     "as_detector",
     "data",
+    "dissect_dataset",
     "explain",
+    "explain_dataset",
     "find_cut_layers",
     "find_detections",
     "find_target_layer",

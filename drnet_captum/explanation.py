@@ -11,21 +11,15 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor
 
-from drnet_captum.attr.base import (
-    Needs,
-    Reading,
-    TapeAttribution,
-    additional_args,
-    captured_reading,
-    layers_of,
-    scores,
-)
+from drnet_captum.attr.base import TapeAttribution, additional_args
 from drnet_captum.attr.drnet import DRNet
 from drnet_captum.attr.exact_cam import CAM
 from drnet_captum.attr.gradient import InputGradient, Saliency, SmoothGrad
 from drnet_captum.attr.gradient_free import ScoreCAM
 from drnet_captum.attr.guided_grad_cam import GuidedGradCAM
+from drnet_captum.attr.reading import Needs, Reading, captured_reading, layers_of
 from drnet_captum.attr.rise import RISE
+from drnet_captum.attr.score import scores
 from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer, find_module
 from drnet_captum.engine.running import Running, RunOptions
@@ -36,6 +30,19 @@ from drnet_captum.layers.discovery import LayerDiscoveryError, target_layer_for
 from drnet_captum.registry import Method, find_methods
 
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+AS_THEY_ARE = "none"  # layer-size maps stay of the layer's size
+
+
+class Explanations(dict[str, Any]):
+    """Maps by the names of their methods, and the answer that they explain.
+
+    Attributes:
+        scores: what the model returned, (N, C), of the same forward pass.
+        targets: the K targets explained; the predicted classes where none were given.
+    """
+
+    scores: Tensor
+    targets: list[Target]
 
 
 class _AbsoluteGradient(InputGradient):
@@ -57,7 +64,7 @@ def explain(
     interpolate_mode: str | None = None,
     progress: Callable[[str], None] | None = None,
     **running: Unpack[RunOptions],
-) -> dict[str, Any]:
+) -> Explanations:
     """Explain a model's answers by many methods on one forward pass.
 
     All gradient methods read one tape: one forward pass, and one backward pass for each backward rule and target.
@@ -75,6 +82,7 @@ def explain(
             embedding, to which everything is attributed.
         additional_forward_args: as in Captum.
         interpolate_mode: how layer-size maps are brought to the input's size. None: linear, bilinear or trilinear.
+            "none": they stay as large as the layer, which Captum calls its layer attribution.
         progress: called with each method's title before it is computed.
         memory_format: "auto" runs images channels last on a CPU; "preserve" leaves them as they are; "channels_last".
         precision: "bfloat16" runs the model under autocast and works the maps out in the inputs' dtype; "float32"
@@ -84,6 +92,7 @@ def explain(
     Returns:
         name → maps at input size: (N, C, H, W) for input-size methods, (N, 1, H, W) for DRNet and the CAM family;
         (N, t) for tokens; (K, N, …) with ``classes``. Raw, signed. A tuple of them where the inputs are a tuple.
+        The dict's ``scores`` are the model's answer, (N, C).
 
     Raises:
         ValueError: unknown method or layer, target outside the output, NaN inputs, an empty batch.
@@ -128,10 +137,11 @@ def explain(
     for reader in readers.values():
         needs |= reader.needs()
     source: Layer = given if tokens and given is not None else INPUT
-    maps: dict[str, Any] = {}
+    maps = Explanations()
     read_layer = found_layer if needs.layer else None
     one_pass = _one_pass(model, inputs, extra, (target, classes), needs, run, read_layer, source)
     with one_pass as (reading, targets, several):
+        maps.scores, maps.targets = reading.output, targets
         for method in chosen:
             if progress is not None:
                 progress(method.title)
@@ -224,7 +234,8 @@ def _targets(target: Any, classes: Sequence[Any] | None, is_flat: bool) -> tuple
 def _read(maker: TapeAttribution, reading: Reading, interpolate_mode: str | None) -> tuple[Tensor, ...]:
     if isinstance(maker, GuidedGradCAM):
         spatial = reading.inputs[0].dim() - 2
-        return maker.read(reading, interpolate_mode or LINEAR_MODES.get(spatial, "nearest"))
+        chosen = None if interpolate_mode == AS_THEY_ARE else interpolate_mode
+        return maker.read(reading, chosen or LINEAR_MODES.get(spatial, "nearest"))
     return maker.read(reading)
 
 
@@ -244,7 +255,7 @@ def _at_input_size(
     method: Method, maps: tuple[Tensor, ...], values: tuple[Tensor, ...], mode: str | None
 ) -> tuple[Tensor, ...]:
     """Layer-size maps (K, N, 1, h, w) brought to the first input's size; others as they are."""
-    if method.output != "layer":
+    if method.output != "layer" or mode == AS_THEY_ARE:
         return maps
     sized = []
     for m in maps:

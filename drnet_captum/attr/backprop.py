@@ -8,8 +8,9 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Needs, Reading, first_of
+from drnet_captum.attr.base import first_of
 from drnet_captum.attr.gradient import InputGradient
+from drnet_captum.attr.reading import Needs, Reading
 from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.state import differentiable

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Score, first_of
+from drnet_captum.attr.base import first_of
 from drnet_captum.attr.layer_map import LayerMap
+from drnet_captum.attr.score import Score
 from drnet_captum.engine.targets import Target
 
 

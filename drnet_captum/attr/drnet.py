@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Score, additional_args, score_for, scores
+from drnet_captum.attr.base import additional_args
 from drnet_captum.attr.layer_part import LayerPart, reconstruction
 from drnet_captum.attr.layer_reading import LayerReading, Pair, Weights
+from drnet_captum.attr.score import Score, score_for, scores
 from drnet_captum.attr.shares import checked_shares, default_shares
 from drnet_captum.engine.inputs import Baselines, as_tuple, baseline_of
 from drnet_captum.engine.naming import Layer, find_module

@@ -9,7 +9,8 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Score, additional_args, scores
+from drnet_captum.attr.base import additional_args
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.engine.inputs import MemoryFormat, as_tuple, check_memory_format
 from drnet_captum.engine.naming import Layer, find_module
 from drnet_captum.engine.targets import Target

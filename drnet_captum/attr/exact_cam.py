@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drnet_captum.attr.base import Reading, Tensors, additional_args
+from drnet_captum.attr.base import additional_args
 from drnet_captum.attr.cam import ActivationMap
 from drnet_captum.attr.layer_map import arranged
+from drnet_captum.attr.reading import Reading, Tensors
 from drnet_captum.engine import graph
 from drnet_captum.engine.inputs import as_tuple
 from drnet_captum.engine.lean import Convolution

@@ -10,14 +10,8 @@ from captum.attr import Saliency
 from torch import Tensor
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage, progress
-from drnet_captum.attr.base import (
-    Needs,
-    Reading,
-    TapeAttribution,
-    Tensors,
-    additional_args,
-    first_of,
-)
+from drnet_captum.attr.base import TapeAttribution, additional_args, first_of
+from drnet_captum.attr.reading import Needs, Reading, Tensors
 from drnet_captum.engine.inputs import as_tuple, check_differentiable, is_tokens
 from drnet_captum.engine.naming import INPUT, Layer
 from drnet_captum.engine.running import RunOptions

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage, progress
-from drnet_captum.attr.base import Needs, Reading, Score, Tensors, additional_args, first_of, scores
+from drnet_captum.attr.base import additional_args, first_of
 from drnet_captum.attr.layer_map import LayerMap, arranged
+from drnet_captum.attr.reading import Needs, Reading, Tensors
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.state import kept
 from drnet_captum.engine.targets import Target, check_output

@@ -11,8 +11,9 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 
 from drnet_captum._captum import log_usage
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, first_of
+from drnet_captum.attr.base import TapeAttribution, first_of
 from drnet_captum.attr.cam import GradCAM
+from drnet_captum.attr.reading import Needs, Reading, Tensors
 from drnet_captum.engine.inputs import as_tuple, check_differentiable
 from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.running import RunOptions

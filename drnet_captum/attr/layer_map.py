@@ -9,7 +9,8 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from drnet_captum.attr.base import Needs, Reading, TapeAttribution, Tensors, additional_args
+from drnet_captum.attr.base import TapeAttribution, additional_args
+from drnet_captum.attr.reading import Needs, Reading, Tensors
 from drnet_captum.engine.inputs import as_tuple, is_tokens
 from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.running import RunOptions

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from drnet_captum.attr.base import Needs, Score, TapeAttribution, score_for, scores
+from drnet_captum.attr.base import TapeAttribution
 from drnet_captum.attr.path_weights import path_weights
+from drnet_captum.attr.reading import Needs
+from drnet_captum.attr.score import Score, score_for, scores
 from drnet_captum.engine.inputs import check_differentiable, is_tokens
 from drnet_captum.engine.tail import Tail, has_rows
 from drnet_captum.engine.tape import Tape

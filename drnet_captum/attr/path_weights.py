@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drnet_captum._captum import approximation_parameters
-from drnet_captum.attr.base import Score, scores
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.tail import Tail
 from drnet_captum.engine.targets import Target

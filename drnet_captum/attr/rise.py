@@ -11,6 +11,9 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
 from drnet_captum._captum import expand_additional_forward_args, log_usage
+from drnet_captum.attr.base import additional_args, first_of, uncaptured
+from drnet_captum.attr.reading import Tensors
+from drnet_captum.attr.score import scores
 from drnet_captum.engine.inputs import as_tuple, check_differentiable, layout_of
 from drnet_captum.engine.running import RunOptions
 from drnet_captum.engine.targets import Target, check_output
@@ -19,8 +22,6 @@ from drnet_captum.masking.estimate import EVERY, Estimate
 from drnet_captum.masking.options import MaskingOptions
 from drnet_captum.masking.run import MaskedRun
 from drnet_captum.masking.sums import Normalize
-
-from .base import Tensors, additional_args, first_of, scores, uncaptured
 
 RiseScore = Literal["logit", "log_prob", "probability"]
 

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, demo, detect, example, explain, layers, subnetwork, tables, zoo
+from . import (
+    analyze,
+    demo,
+    detect,
+    dissect_dataset,
+    example,
+    explain,
+    explain_dataset,
+    layers,
+    report,
+    subnetwork,
+    tables,
+    zoo,
+)
 from .console import OUT
 
 __all__ = ["app"]
@@ -25,6 +38,9 @@ app.command("explain")(explain.command)
 app.command("analyze")(analyze.command)
 app.command("detect")(detect.command)
 app.command("subnetwork")(subnetwork.command)
+app.command("explain-dataset")(explain_dataset.command)
+app.command("dissect-dataset")(dissect_dataset.command)
+app.command("report")(report.command)
 app.command("methods")(tables.command)
 app.command("layers")(layers.command)
 app.command("zoo")(zoo.command)

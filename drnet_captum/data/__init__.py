@@ -6,11 +6,12 @@ A card (`ModelCard`) says how a model sees a photo and what its classes are call
 
 from .card import ModelCard, model_card
 from .checkpoint import load_checkpoint, read_checkpoint
-from .images import embedded_photo, embedded_photos, find_images, load_image, read_ahead
+from .images import decode_image, embedded_photo, embedded_photos, find_images, load_image, read_ahead
 from .models import load_model
 
 __all__ = [
     "ModelCard",
+    "decode_image",
     "embedded_photo",
     "embedded_photos",
     "find_images",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +36,27 @@ def load_image(path: str | Path) -> Image.Image:
         (451, 300)
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"could not read the image {path}: {reason}") from error
+    with _named(path):
+        return _upright(path.read_bytes())
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """An encoded photo as `load_image` gives it.
+
+    Args:
+        data: an image file's bytes.
+        name: names the image in the message.
+
+    Raises:
+        ValueError: bytes that are no readable image, by name and with the reason.
+
+    Example:
+        >>> from drnet_captum.data import decode_image, embedded_photos
+        >>> decode_image(embedded_photos()["chelsea"].read_bytes(), "chelsea").size
+        (451, 300)
+    """
+    with _named(name):
+        return _upright(data)
 
 
 def read_ahead(paths: Iterable[str | Path], ahead: int = 2) -> Iterator[Future[Image.Image]]:
@@ -114,6 +128,26 @@ def embedded_photo(name: str) -> Image.Image:
 def _is_image(inside: Path, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in inside.parts)
     return not hidden and file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+@contextmanager
+def _named(name: str | Path) -> Iterator[None]:
+    """Says of which image an error is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"could not read the image {name}: {reason}") from error
+
+
+def _upright(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("the file is empty")
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

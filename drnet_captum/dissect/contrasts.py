@@ -8,8 +8,8 @@ from operator import index
 import torch
 from torch import Tensor
 
-from drnet_captum.attr.base import Score, scores
 from drnet_captum.attr.drnet_dissection import read_importance
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.engine.state import differentiable
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.layers.units import Site

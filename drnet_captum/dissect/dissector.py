@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drnet_captum.attr.base import Score, scores
 from drnet_captum.attr.drnet_dissection import read_importance
+from drnet_captum.attr.score import Score, scores
 from drnet_captum.data.card import ModelCard
 from drnet_captum.dissect.contrasts import checked_contrasts, read_contrasts, rivals_of
 from drnet_captum.dissect.dissection import Dissection, LayerUnits
@@ -91,16 +91,32 @@ class Dissector:
                 raise ValueError(f"expected a batch of images, (N, C, H, W), got {tuple(images.shape)}")
             as_tuple(images)  # what is found on no image, or on NaN, would be remembered
             found = find_units(self.model, (images,), (), self.layers or default_layers(self.model, images))
-            self._size = tuple(images.shape[1:])
-            self.sites = sorted(found, key=lambda site: site.order)
-            for site in self.sites:
-                name, channels = site.layer.name, site.layer.channels
-                self._importance[name] = ClassImportance(channels)
-                self._contrasts[name] = {u: ClassImportance(channels) for u in self.contrasts}
-                self._exemplars[name] = Exemplars(channels, self.count)
-                if site.layer.kind == "layer":
-                    self._moments[name] = ChannelMoments(channels)
+            self._start(sorted(found, key=lambda site: site.order), tuple(images.shape[1:]))
         return self.sites
+
+    def _start(self, sites: list[Site], size: tuple[int, ...]) -> None:
+        self.sites, self._size = sites, size
+        for site in sites:
+            name, channels = site.layer.name, site.layer.channels
+            self._importance[name] = ClassImportance(channels)
+            self._contrasts[name] = {u: ClassImportance(channels) for u in self.contrasts}
+            self._exemplars[name] = Exemplars(channels, self.count)
+            if site.layer.kind == "layer":
+                self._moments[name] = ChannelMoments(channels)
+
+    def emptied(self) -> Dissector:
+        """One that has seen no image, of the same layers: they need not be found again."""
+        other = Dissector(
+            self.model,
+            layers=self.layers,
+            score=self.score,
+            exemplars=self.count,
+            card=self.card,
+            contrasts=self.contrasts,
+        )
+        if self.sites:
+            other._start(self.sites, self._size)
+        return other
 
     def update(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Add a batch, in full or, after an error, not at all.

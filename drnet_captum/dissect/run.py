@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from drnet_captum.attr.base import Score
+from drnet_captum.attr.score import Score
 from drnet_captum.data.card import ModelCard, model_card
 from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector

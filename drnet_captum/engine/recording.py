@@ -29,6 +29,7 @@ ALIASES = {
     "special_expit": "sigmoid",
     "special_erf": "erf",
 }
+CONTAINERS = (Tensor, list, tuple)  # what a parameter comes as, or in
 INPLACE_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow")}
 
 
@@ -72,13 +73,15 @@ class Recording(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         # Leaves that require gradients are parameters (the tape's own leaves never come here): constants to us.
-        args = tuple([constant(a) for a in args])
+        args = tuple([constant(a) if isinstance(a, CONTAINERS) else a for a in args])
         if kwargs:
             kwargs = {key: constant(value) for key, value in kwargs.items()}
         name, inplace = canonical(func)
         if name in ("register_hook", "retain_grad"):
             self.switch.in_place = False  # the model keeps gradients
         if name in ACTIVATIONS:
+            if not self._ruled and args and not lean.pays(args[0], self._small):
+                return func(*args, **kwargs)
             return self._activation(name, inplace, func, args, kwargs)
         if self._ruled and name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)

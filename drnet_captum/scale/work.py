@@ -1,0 +1,90 @@
+"""The run itself: which shards are left, who does them, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from drnet_captum.scale.decode import Batch, Decoder
+from drnet_captum.scale.options import Engine
+from drnet_captum.scale.rows import ERRORS, read_failures
+from drnet_captum.scale.shards import Outcome, Shard
+
+Worker = Callable[[Shard, Iterable[Batch]], Outcome]
+Step = Callable[[str, int, int], None]
+_NAMED = 3  # failures that an error tells
+
+
+class Job(Protocol):
+    """What travels to the workers."""
+
+    def worker(self) -> Worker:
+        """A worker, with a model of its own."""
+
+
+def do(
+    job: Job,
+    decoder: Decoder,
+    shards: Sequence[Shard],
+    done: set[Shard],
+    out: Path,
+    *,
+    engine: Engine,
+    batch_size: int,
+    max_errors: int,
+    progress: Step | None,
+    each: Callable[[], object] = lambda: None,
+) -> int:
+    """Have all shards done that are not, and count what failed.
+
+    Args:
+        job, decoder: for the workers.
+        shards: all of the run.
+        done: those that are complete.
+        out: the run's folder.
+        engine: where the work is done.
+        batch_size: rows explained at once.
+        max_errors: failures at which the run goes on; at one more it stops.
+        progress: told "images", how many are done, and of how many.
+        each: called after each shard.
+
+    Raises:
+        ValueError: too many failures.
+        OSError: what was found could not be written.
+    """
+    left = [shard for shard in shards if shard not in done]
+    total, count = shards[-1].stop if shards else 0, sum(shard.stop - shard.start for shard in done)
+    failed = len(read_failures(out / ERRORS))
+    check_failed(failed, max_errors, out)
+    if progress is not None:
+        progress("images", count, total)
+    for outcome in outcomes(job, decoder, left, batch_size, engine) if left else ():
+        count += outcome.shard.stop - outcome.shard.start
+        failed += outcome.failed
+        if progress is not None:
+            progress("images", count, total)
+        each()
+        check_failed(failed, max_errors, out)
+    return failed
+
+
+def outcomes(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Iterator[Outcome]:
+    """What becomes of the shards, as they are done."""
+    if engine.name == "ray":
+        from drnet_captum.scale.ray_engine import on_ray
+
+        return on_ray(job, decoder, shards, batch_size, engine)
+    from drnet_captum.scale.local_engine import here
+
+    return here(job, decoder, shards, batch_size, engine)
+
+
+def check_failed(failed: int, most: int, out: Path) -> None:
+    """Raise ValueError at more failures than are borne."""
+    if failed > most:
+        some = "; ".join(failure.reason for failure in read_failures(out / ERRORS)[:_NAMED])
+        raise ValueError(
+            f"{failed} images failed, more than max_errors={most} ({some} …): all are listed in {out / ERRORS}; "
+            "a higher max_errors goes on from here"
+        )

@@ -1,0 +1,73 @@
+"""The model of a run: described once, built once on every worker."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drnet_captum.data.card import ModelCard, model_card
+from drnet_captum.data.models import load_model
+from drnet_captum.dissect.fingerprint import fingerprint
+from drnet_captum.dissect.run import class_count
+
+
+@dataclass(frozen=True)
+class WorkerModel:
+    """A model by its name, or the model itself.
+
+    Attributes:
+        model: "embedded", "timm:NAME" or "torchvision:NAME", or a model, which is then sent to the workers.
+        checkpoint: weights for one by its name.
+        card: how it sees a photo. None: its own.
+        device: where it runs.
+        threads: of a worker on a CPU.
+    """
+
+    model: str | nn.Module
+    checkpoint: str | Path | None = None
+    card: ModelCard | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+    def build(self) -> tuple[nn.Module, ModelCard]:
+        """The model on its device, and its card.
+
+        Raises:
+            ValueError: an unknown name; a model without a card, that came without one.
+            OSError: weights that are out of reach.
+        """
+        model = load_model(self.model, checkpoint=self.checkpoint) if isinstance(self.model, str) else self.model
+        card = self.card if self.card is not None else model_card(model)
+        if isinstance(self.model, str):
+            return model.to(self.device), card
+        is_there = default_device(model) == self.device
+        return model if is_there else deepcopy(model).to(self.device), card
+
+    def described(self, model: nn.Module, card: ModelCard) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "name": card.name,
+            "spec": self.model if isinstance(self.model, str) else None,
+            "fingerprint": fingerprint(model),
+            "classes": class_count(model, card),
+            "categories": None if card.categories is None else list(card.categories),
+            "input_size": list(card.input_size),
+        }
+
+
+def default_device(model: str | nn.Module, num_gpus: float = 0) -> str:
+    """A model's own device; for one by its name the GPU where there is one.
+
+    Example:
+        >>> default_device(nn.Linear(1, 1))
+        'cpu'
+    """
+    if isinstance(model, nn.Module):
+        found = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return str(found)
+    return "cuda" if num_gpus or torch.cuda.is_available() else "cpu"

@@ -1,0 +1,294 @@
+"""Data sets explained in this process: the numbers, odd files, and runs that stop and go on."""
+
+import fcntl
+import json
+import shutil
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from data_sets import CLASSES, Small, card, make_odd, make_photos, map_of, no_room, rows_of, seen
+from PIL import Image
+
+import drnet_captum as dc
+from drnet_captum.scale import explain_dataset
+from drnet_captum.scale.rows import read_failures
+
+METHODS = ("grad_cam", "saliency")
+
+
+def run(source, out, **options):
+    options = {"methods": METHODS, "card": card(), "batch_size": 4, "rows_per_shard": 8, "threads": 1} | options
+    return explain_dataset(source, Small().eval(), out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"), 21)
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(photos, out)
+    return out
+
+
+def test_rows_are_what_explain_gives(photos, whole):
+    rows = rows_of(whole)
+    assert [row["index"] for row in rows] == list(range(21))
+    assert [path.name for path in sorted((whole / "rows").iterdir())] == [
+        "000000000-000000008.parquet",
+        "000000008-000000016.parquet",
+        "000000016-000000021.parquet",
+    ]
+    model = Small().eval()
+    for row in rows:
+        x = seen(photos / row["path"])
+        maps = dc.explain(model, x, methods=METHODS, interpolate_mode="none")
+        probabilities = maps.scores.softmax(1)[0]
+        assert CLASSES[row["label"]] == row["path"].split("/")[0]
+        assert row["predicted"] == row["target"] == int(probabilities.argmax())
+        assert row["probability"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+        assert row["target_probability"] == row["probability"]
+        for name in METHODS:
+            expected = maps[name][0]
+            largest = float(expected.abs().max())
+            torch.testing.assert_close(map_of(row, name), expected, rtol=2e-3, atol=2e-3 * largest)
+            heat = expected.sum(0)
+            assert row[f"{name}_sum"] == pytest.approx(float(heat.sum()), rel=1e-3, abs=1e-3 * largest)
+            assert row[f"{name}_low"] == pytest.approx(float(heat.min()), rel=1e-3, abs=1e-4 * largest)
+            assert row[f"{name}_high"] == pytest.approx(float(heat.max()), rel=1e-3, abs=1e-4 * largest)
+            assert row[f"{name}_inside"] is None
+        pooled = torch.nn.functional.interpolate(maps["grad_cam"], (14, 14), mode="bilinear").flatten()
+        torch.testing.assert_close(torch.tensor(row["grad_cam_pooled"]), pooled, rtol=1e-3, atol=1e-5)
+
+
+def test_the_manifest_says_what_was_done(whole):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["methods"] == list(METHODS)
+    assert manifest["model"]["classes"] == 3 and manifest["model"]["categories"] == list(CLASSES)
+    assert manifest["source"]["images"] == 21 and manifest["source"]["labelled"]
+    assert manifest["arguments"] | {"threads": 1, "batch_size": 4, "target": "predicted"} == manifest["arguments"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert not (whole / "errors").exists()
+
+
+def test_labels_are_explained_where_they_are_asked_for(photos, tmp_path):
+    run(photos, tmp_path / "run", target="label", methods="grad_cam", maps="none")
+    model = Small().eval()
+    for row in rows_of(tmp_path / "run"):
+        assert row["target"] == row["label"]
+        with torch.no_grad():
+            expected = model(seen(photos / row["path"])).softmax(1)[0, row["label"]]
+        assert row["target_probability"] == pytest.approx(float(expected), rel=1e-4)
+        assert "grad_cam_map" not in row and len(row["grad_cam_pooled"]) == 196
+
+
+def test_odd_files(tmp_path):
+    expected = make_odd(tmp_path / "odd")
+    finished = run(tmp_path / "odd", tmp_path / "run")
+    failures = {row["path"]: row["reason"] for row in parquet.read_table(tmp_path / "run/errors.parquet").to_pylist()}
+    assert {row["path"] for row in rows_of(tmp_path / "run")} == {name for name, why in expected.items() if not why}
+    assert set(failures) == {name for name, why in expected.items() if why} and finished.failed == 3
+    for name, reason in failures.items():
+        assert expected[name] in reason
+    assert all(row["label"] is None for row in rows_of(tmp_path / "run"))
+
+
+def test_an_image_that_the_model_fails_on_spoils_no_other(photos, tmp_path, monkeypatch):
+    class Fussy(Small):
+        def forward(self, x):
+            if float(x.detach()[:, 0].max()) > 2.0:
+                raise ValueError("too red for me")
+            return super().forward(x)
+
+    inputs = {path: seen(path) for path in sorted(photos.rglob("*.jpg"))}
+    bright = {str(path.relative_to(photos)) for path, x in inputs.items() if float(x[:, 0].max()) > 2.0}
+    assert 0 < len(bright) < 21
+    explain_dataset(
+        photos, Fussy().eval(), out=tmp_path / "run", card=card(), batch_size=4, rows_per_shard=8, threads=1
+    )
+    failures = read_failures(tmp_path / "run")
+    assert {failure.path for failure in failures} == bright
+    assert all("too red" in failure.reason for failure in failures)
+    assert len(rows_of(tmp_path / "run")) == 21 - len(bright)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_a_run_that_died_goes_on_to_the_same_rows(photos, whole, tmp_path, monkeypatch, stopped_at):
+    def die(what, done, total):
+        if done >= 8 * stopped_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "run", progress=die)
+    assert len(list((tmp_path / "run/rows").iterdir())) == stopped_at
+    assert not json.loads((tmp_path / "run/manifest.json").read_text())["complete"]
+    (tmp_path / "run/rows/.000000016-000000021.parquet.abc.part").write_text("half")
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/rows").glob("0*")}
+    told = []
+    run(photos, tmp_path / "run", threads=None, progress=lambda what, done, total: told.append((what, done, total)))
+    assert told[0] == ("images", 8 * stopped_at, 21) and told[-1] == ("images", 21, 21)
+    assert rows_of(tmp_path / "run") == rows_of(whole)
+    assert {path.name for path in (tmp_path / "run/rows").iterdir()} == {
+        path.name for path in (whole / "rows").iterdir()
+    }
+    assert all((tmp_path / "run/rows" / name).stat().st_mtime_ns == at for name, at in done.items())
+
+
+def test_a_finished_run_is_not_done_again(photos, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("drnet_captum.scale.explanation_run.do", lambda *args, **kwargs: pytest.fail("done again"))
+    finished = run(photos, whole)
+    assert finished.images == 21 and finished.failed == 0 and finished.manifest["complete"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"methods": "grad_cam"}, r"arguments.methods: \['grad_cam', 'saliency'\] there, \['grad_cam'\] here"),
+        ({"batch_size": 8}, "arguments.batch_size: 4 there, 8 here"),
+        ({"maps": "none"}, "arguments.maps: 'full' there, 'none' here"),
+        ({"threads": 2}, "arguments.threads: 1 there, 2 here"),
+        ({"layer": "features.1"}, "arguments.layer: None there, 'features.1' here"),
+        ({"precision": "bfloat16"}, "arguments.precision: None there, 'bfloat16' here"),
+    ],
+)
+def test_other_arguments_are_refused(photos, whole, options, message):
+    before = (whole / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(photos, whole, **options)
+    assert (whole / "manifest.json").read_bytes() == before
+
+
+def test_other_images_or_weights_are_refused(photos, whole, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    next((tmp_path / "photos").rglob("*.jpg")).unlink()
+    with pytest.raises(ValueError, match=r"source\.fingerprint"):
+        run(tmp_path / "photos", whole)
+    model = Small().eval()
+    model.head.weight.data[0, 0] += 1
+    with pytest.raises(ValueError, match=r"model\.fingerprint"):
+        explain_dataset(photos, model, METHODS, out=whole, card=card(), batch_size=4, rows_per_shard=8, threads=1)
+
+
+def test_too_many_failures_stop_the_run_and_more_may_be_borne(tmp_path):
+    make_odd(tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"3 images failed, more than max_errors=2 \(.*empty.*max_errors goes on"):
+        run(tmp_path / "odd", tmp_path / "run", max_errors=2)
+    with pytest.raises(ValueError, match="3 images failed"):
+        run(tmp_path / "odd", tmp_path / "run", max_errors=0)
+    assert run(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
+    assert len(rows_of(tmp_path / "run")) == 5
+
+
+def test_a_full_disk(photos, whole, tmp_path, monkeypatch):
+    """The first shard is whole, the second one is not there, and the run goes on when there is room."""
+    written, real = [], parquet.write_table
+
+    def write(table, where, **options):
+        written.append(where)
+        if len(written) == 2:
+            where.write_bytes(b"half")
+            no_room()
+        real(table, where, **options)
+
+    monkeypatch.setattr(parquet, "write_table", write)
+    with pytest.raises(OSError, match=r"000000016\.parquet could not be written \(No space left.*make room") as caught:
+        run(photos, tmp_path / "run")
+    assert caught.value.errno == 28
+    assert [path.name for path in (tmp_path / "run/rows").iterdir()] == ["000000000-000000008.parquet"]
+    monkeypatch.setattr(parquet, "write_table", real)
+    run(photos, tmp_path / "run")
+    assert rows_of(tmp_path / "run") == rows_of(whole)
+
+
+def test_two_at_one_folder(photos, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another process writes to"):
+            run(photos, tmp_path / "run")
+    run(photos, tmp_path / "run", methods="grad_cam", maps="none")
+
+
+def test_folders_of_something_else_are_left_alone(photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("dear")
+    with pytest.raises(ValueError, match=r"holds thesis\.txt and no run"):
+        run(photos, tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="got the file"):
+        run(photos, tmp_path / "file")
+    (tmp_path / "mine/manifest.json").write_text('{"content": "of a ship"}')
+    with pytest.raises(ValueError, match="not the manifest of a run"):
+        run(photos, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"batch_size": 0}, ValueError, "batch_size and rows_per_shard of at least 1"),
+        ({"maps": "some"}, ValueError, "expected maps to be 'full' or 'none', got 'some'"),
+        ({"methods": "grad_camm"}, ValueError, "grad_camm"),
+        ({"layer": "features.9"}, ValueError, "features.9"),
+        ({"engine": "spark"}, ValueError, "expected engine to be one of local, ray, got 'spark'"),
+        ({"concurrency": 2}, ValueError, 'engine="local" is one worker'),
+        ({"threads": 0}, ValueError, "at least one worker and one thread"),
+    ],
+)
+def test_mistakes_are_told_at_the_door(photos, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        run(photos, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_not_known(tmp_path):
+    make_odd(tmp_path / "odd")
+    with pytest.raises(ValueError, match="expected images with labels for target='label'"):
+        run(tmp_path / "odd", tmp_path / "run", target="label")
+
+
+def test_evidence_inside_boxes(photos, tmp_path):
+    """Boxes of the whole photo hold all of it, a corner holds its share, and photos without a box have none."""
+    paths = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+    boxes = {
+        paths[0]: [0, 0, 1000, 1000],
+        paths[1]: [[0, 0, 20, 1000], [20, 0, 1000, 1000]],
+        paths[2]: [0, 0, 1000, 20],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    run(photos, tmp_path / "run", boxes=str(tmp_path / "boxes.json"))
+    rows = {row["path"]: row for row in rows_of(tmp_path / "run")}
+    for path in paths[:2]:
+        assert rows[path]["box_share"] == 1 and rows[path]["saliency_inside"] == pytest.approx(1)
+    third = rows[paths[2]]
+    with Image.open(photos / paths[2]) as image:
+        width, height = image.size
+    short = min(height, width)
+    expected = 20 / short if height == short else (20 - (height - short) / 2) / short
+    assert third["box_share"] == pytest.approx(expected, abs=0.05)
+    cells = round(third["box_share"] * 32)
+    heat = map_of(third, "saliency").sum(0)
+    assert third["saliency_inside"] == pytest.approx(float(heat[:cells].sum() / heat.sum()), abs=0.01)
+    assert rows[paths[3]]["box_share"] is None and rows[paths[3]]["saliency_inside"] is None
+
+
+def test_nothing_of_the_callers_is_changed(photos, tmp_path):
+    model, threads = Small(), torch.get_num_threads()
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    explain_dataset(photos, model, out=tmp_path / "run", card=card(), threads=2, maps="none")
+    assert torch.get_num_threads() == threads and all(p.requires_grad for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_small_gradients_survive_half_precision():
+    from drnet_captum.scale.measures import packed
+
+    map = torch.randn(3, 5, 5) * 1e-7
+    found = packed(map)
+    torch.testing.assert_close(torch.from_numpy(found.map()), map, rtol=1e-3, atol=1e-10)
+    assert packed(torch.zeros(1, 2, 2)).map().tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
