@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,13 +39,13 @@ def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int,
                 _decode,
                 batch_size=None,
                 fn_kwargs={"decoder": [reference], "batch_size": batch_size},
-                max_retries=-1,  # and, as actors have no such option, this is not made one with what comes next
+                memory=decoded_bytes(decoder, shards),  # what is told of one step alone keeps it from joining the next
             )
             work = work.map_batches(
                 _Actor,
                 batch_size=None,
                 fn_constructor_kwargs={"job": job, "threads": engine.threads, "batch_size": batch_size},
-                concurrency=engine.concurrency,
+                compute=data.ActorPoolStrategy(size=engine.concurrency),
                 num_cpus=cpus_of_worker(ray, engine),
                 num_gpus=engine.num_gpus or None,
             )
@@ -53,6 +55,12 @@ def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int,
                 yield Outcome(Shard(int(row["start"]), int(row["stop"])), int(row["failed"]))
         finally:
             context.target_max_block_size, context.enable_progress_bars = before
+
+
+def decoded_bytes(decoder: Decoder, shards: Sequence[Shard]) -> int:
+    """What a task that decodes holds: the pixels of its batches, and of the block that they become."""
+    rows = max(shard.stop - shard.start for shard in shards)
+    return 2 * rows * math.prod(decoder.card.input_size) * (1 if decoder.is_exact else 4)
 
 
 def cpus_of_worker(ray: Any, engine: Engine) -> float:
@@ -68,9 +76,14 @@ def cluster(ray: Any) -> Iterator[None]:
         yield
         return
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    distributed("ray.data").from_items([0])  # which sets its logger up
+    logger = logging.getLogger("ray.data")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(before)
         ray.shutdown()
 
 
