@@ -21,22 +21,22 @@ def scale_block(results: Mapping[str, Any]) -> str:
     Example:
         >>> where = {"machine": "m", "threads": 2, "torch": "t", "batch_size": 32, "photo": [500, 375]}
         >>> rate = {"measure": "images a second", "images": 64, "value": 80.0, "of_loop": 0.97, "least_of_loop": 0.9}
-        >>> rows = [rate | {"case": "local", "most_of_loop": 1.0, "seconds": 2.0, "rounds": 3}]
+        >>> rows = [rate | {"case": "local", "most_of_loop": 1.0, "start_seconds": 2.0, "rounds": 3}]
         >>> rows += [{"case": "local", "measure": "peak memory, MiB", "images": n, "value": 300.0} for n in (5, 50)]
         >>> rows += [{"measure": "core seconds an image", "value": 0.01}, {"measure": "bytes an image", "value": 4e3}]
         >>> print(scale_block({"environment": where, "rows": rows}).splitlines()[2])
-        | `explain_dataset`, in this process | 80 | **0.97×** (0.90–1.00) |
+        | `explain_dataset`, in this process | 80 | **0.97×** (0.90–1.00) | 2 s |
     """
     rows, where = results["rows"], results["environment"]
     rates = [row for row in rows if row["measure"] == "images a second"]
-    lines = ["| | images a second | of the faster loop |", "|---|---|---|"]
+    lines = ["| | images a second | of the faster loop | to start |", "|---|---|---|---|"]
     for row in rates:
         spread = f"**{row['of_loop']:.2f}×** ({row['least_of_loop']:.2f}–{row['most_of_loop']:.2f})"
-        lines.append(f"| {WAYS[row['case']]} | {row['value']:.0f} | {spread} |")
+        lines.append(f"| {WAYS[row['case']]} | {row['value']:.0f} | {spread} | {row['start_seconds']:.0f} s |")
     width, height = where["photo"]
     source = (
         f"Embedded model, Grad-CAM, batches of {where['batch_size']}, {rates[0]['images']:,} photos of {width} × "
-        f"{height}; medians of {rates[0]['rounds']} rounds (least and most), once all are at work. {where['machine']}, "
+        f"{height}; medians of {rates[0]['rounds']} rounds (least and most). {where['machine']}, "
         f"{where['threads']} threads, torch {where['torch']}"
     )
     return "\n".join(lines) + f"\n\n{source}.\n\n{memory_said(rows)}\n\n{million_said(rows)}"

@@ -3,8 +3,9 @@
     python -m benchmarks scale [--quick]
 
 Photos of about 500 × 375 pixels (crops of the embedded ones) as JPEG; the embedded model, Grad-CAM, batches of 32, on
-the machine's cores. Each way explains all images in turn, round after round. What it takes to start (a Ray worker
-imports torch and builds the model) is told apart: the rate is that between the first shard and the last one.
+the machine's cores. Each way explains some images, and then several times as many, in turn, round after round: the
+rate is that of the images which the second run has more. So it holds all that an image costs, reading, explaining and
+writing, and not what it takes to start (a Ray worker imports torch and builds the model), which is told apart.
 
 - loop: a batch is read, explained, and its maps are kept in memory; nothing is written.
 - loader: the same, with a ``DataLoader`` of one process that reads ahead.
@@ -16,7 +17,6 @@ Peak memory is that of a run in a process of its own; of Ray, of all its process
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tempfile
 import time
@@ -51,26 +51,19 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        images: of a round.
+        less, more: images of the two runs of a round.
         rounds: of every way.
         few, many: images at which peak memory is looked at.
     """
 
-    images: int = 1024
-    rounds: int = 5
+    less: int = 512
+    more: int = 2560
+    rounds: int = 3
     few: int = 500
     many: int = 5000
 
 
-QUICK = Scale(images=256, rounds=1, few=8, many=16)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """One run: images a second once it is at work, and seconds of all of it."""
-
-    rate: float
-    seconds: float
+QUICK = Scale(less=32, more=96, rounds=1, few=8, many=16)
 
 
 def run(options: Options) -> tuple[dict[str, Any], Iterator[Row]]:
@@ -86,89 +79,71 @@ def rows(scale: Scale) -> Iterator[Row]:
     """Throughput, memory, and what an image takes by itself."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as place:
-        photos = make_photos(Path(place) / "photos", scale.images)
-        yield from throughput(photos, scale, threads)
-        yield from costs(photos, threads)
+        less, more = (make_photos(Path(place) / str(count), count) for count in (scale.less, scale.more))
+        yield from throughput(less, more, scale, threads)
+        yield from costs(less, threads)
         yield from memory(Path(place), scale, threads)
 
 
-def throughput(photos: Path, scale: Scale, threads: int) -> Iterator[Row]:
+def throughput(less: Path, more: Path, scale: Scale, threads: int) -> Iterator[Row]:
     """Every way in turn; the ratio to the faster loop is that of one round."""
     import ray
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ways: dict[str, Callable[[], Pace]] = {
-        "loop": partial(loop, photos, threads, 0),
-        "loader": partial(loop, photos, threads, 1),
-        "local": partial(dataset, photos, threads=threads),
-        "ray, 1 worker": partial(dataset, photos, threads=threads, engine="ray"),
-        "ray, 2 workers": partial(dataset, photos, threads=max(1, threads // 2), engine="ray", concurrency=2),
+    ways: dict[str, Callable[[Path], None]] = {
+        "loop": partial(loop, threads=threads, readers=0),
+        "loader": partial(loop, threads=threads, readers=1),
+        "local": partial(dataset, threads=threads),
+        "ray, 1 worker": partial(dataset, threads=threads, engine="ray"),
+        "ray, 2 workers": partial(dataset, threads=max(1, threads // 2), engine="ray", concurrency=2),
     }
     try:
-        found: dict[str, list[Pace]] = {way: [] for way in ways}
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(scale.rounds):
             for way, go in ways.items():
-                found[way].append(go())
+                found[way].append((seconds(go, less), seconds(go, more)))
     finally:
         ray.shutdown()
-    loops = [max(a.rate, b.rate) for a, b in zip(found["loop"], found["loader"], strict=True)]
-    for way, paces in found.items():
-        shares = [pace.rate / best for pace, best in zip(paces, loops, strict=True)]
+    rates = {way: [(scale.more - scale.less) / (b - a) for a, b in times] for way, times in found.items()}
+    loops = list(map(max, rates["loop"], rates["loader"]))
+    for way, times in found.items():
+        shares = [rate / best for rate, best in zip(rates[way], loops, strict=True)]
+        starts = [a - scale.less / rate for (a, _), rate in zip(times, rates[way], strict=True)]
         yield {
             "case": way,
             "measure": "images a second",
-            "images": scale.images,
+            "images": scale.more - scale.less,
             "threads": threads,
-            "value": statistics.median(pace.rate for pace in paces),
+            "value": statistics.median(rates[way]),
             "of_loop": statistics.median(shares),
             "least_of_loop": min(shares),
             "most_of_loop": max(shares),
-            "seconds": statistics.median(pace.seconds for pace in paces),
-            "rounds": len(paces),
+            "start_seconds": statistics.median(starts),
+            "rounds": len(times),
         }
 
 
-def loop(photos: Path, threads: int, readers: int) -> Pace:
+def seconds(go: Callable[[Path], None], photos: Path) -> float:
+    """Of a run."""
+    start = time.perf_counter()
+    go(photos)
+    return time.perf_counter() - start
+
+
+def loop(photos: Path, threads: int, readers: int) -> None:
     """The bare loop."""
-    start, model, marks = time.perf_counter(), load_model(), []
-    card = model_card(model)
+    model = load_model()
     torch.set_num_threads(threads)
-    folder = PhotoFolder(photos, card, 1000)
+    folder = PhotoFolder(photos, model_card(model), 1000)
     kept: list[Any] = []
     for x, _ in torch.utils.data.DataLoader(folder, BATCH, num_workers=readers):
         kept.append(dc.explain(model, x, methods=METHOD, interpolate_mode="none")[METHOD])
-        marks.append((sum(map(len, kept)), time.perf_counter()))
-    return pace(start, marks)
 
 
-def dataset(photos: Path, **options: Any) -> Pace:
+def dataset(photos: Path, **options: Any) -> None:
     """A run into a folder that is then removed."""
-    marks: list[tuple[int, float]] = []
-    out = Path(tempfile.mkdtemp())
-    start = time.perf_counter()
-    try:
-        explain_dataset(
-            photos,
-            out=out,
-            batch_size=BATCH,
-            rows_per_shard=SHARD,
-            progress=lambda what, done, total: marks.append((done, time.perf_counter())),
-            **options,
-        )
-    finally:
-        shutil.rmtree(out)
-    return pace(start, [mark for mark in marks if mark[0]])
-
-
-def pace(start: float, marks: list[tuple[int, float]]) -> Pace:
-    """From (images done, when).
-
-    Example:
-        >>> pace(0.0, [(32, 10.0), (64, 12.0), (96, 14.0)])
-        Pace(rate=16.0, seconds=14.0)
-    """
-    (first, began), (last, ended) = marks[0], marks[-1]
-    return Pace((last - first) / (ended - began), ended - start)
+    with tempfile.TemporaryDirectory() as out:
+        explain_dataset(photos, out=out, batch_size=BATCH, rows_per_shard=SHARD, **options)
 
 
 def costs(photos: Path, threads: int) -> Iterator[Row]:
@@ -205,14 +180,8 @@ def prepared(photos: Path, engine: str, threads: int) -> Callable[[], Any]:
         some.mkdir()
         for path in sorted(photos.iterdir())[:BATCH]:
             (some / path.name).hardlink_to(path)
-        dataset_once(some, engine="local", threads=threads)
-    return partial(dataset_once, photos, engine=engine, threads=threads)
-
-
-def dataset_once(photos: Path, **options: Any) -> None:
-    """A run whose results are dropped."""
-    with tempfile.TemporaryDirectory() as out:
-        explain_dataset(photos, out=Path(out) / "run", batch_size=BATCH, rows_per_shard=SHARD, **options)
+        dataset(some, engine="local", threads=threads)
+    return partial(dataset, photos, engine=engine, threads=threads)
 
 
 def make_photos(folder: Path, count: int) -> Path:

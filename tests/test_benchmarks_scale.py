@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def test_quick(tmp_path, monkeypatch):
-    monkeypatch.setattr(scale, "QUICK", scale.Scale(images=64, rounds=1, few=4, many=8))
+    monkeypatch.setattr(scale, "QUICK", scale.Scale(less=32, more=96, rounds=1, few=4, many=8))
     monkeypatch.setattr(scale, "SHARD", 32)
     path = run_suite("scale", Options(quick=True, out=tmp_path))
     found = json.loads(path.read_text())

@@ -68,7 +68,7 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, monkeypatch):
     [
         (("nowhere",), "nowhere"),
         (("PHOTOS", "--method", "grad_camm"), "grad_camm"),
-        (("PHOTOS", "--concurrency", "2"), "one worker, in this process"),
+        (("PHOTOS", "--concurrency", "2"), "one worker in this process"),
         (("PHOTOS", "--target", "column"), "column"),
     ],
 )

@@ -1,6 +1,7 @@
 """Data sets dissected shard by shard: the same as in one process, in any order, stopped or not."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.run import dissect
 from drnet_captum.scale import dissect_dataset
-from drnet_captum.scale.dissect_work import load_part
+from drnet_captum.scale.dissect_work import DissectWorker, load_part
 from drnet_captum.scale.rows import read_failures
 from drnet_captum.scale.run_folder import RunFolder
 from drnet_captum.scale.shards import shards_of
@@ -90,7 +91,9 @@ def test_odd_files_without_labels(tmp_path):
     expected = make_odd(tmp_path / "odd")
     finished = run(tmp_path / "odd", tmp_path / "run")
     assert finished.failed == 3 and sum(Dissection.load(tmp_path / "run").counts.values()) == 5
-    assert {failure.path for failure in read_failures(tmp_path / "run")} == {n for n, why in expected.items() if why}
+    assert {failure.path for failure in read_failures(tmp_path / "run/errors.parquet")} == {
+        n for n, why in expected.items() if why
+    }
 
 
 def test_not_one_image(tmp_path):
@@ -132,14 +135,46 @@ def test_a_full_disk(photos, whole, tmp_path, monkeypatch):
     same(Dissection.load(tmp_path / "run"), Dissection.load(whole), exactly=True)
 
 
+def test_a_shard_that_is_done_twice(photos, whole, tmp_path, monkeypatch):
+    """As when a worker is killed after it wrote: the first folder stays, and the run goes on."""
+    real = DissectWorker.__call__
+
+    def twice(self, shard, batches):
+        batches = list(batches)
+        real(self, shard, batches)
+        return real(self, shard, batches)
+
+    monkeypatch.setattr(DissectWorker, "__call__", twice)
+    run(photos, tmp_path / "run")
+    same(Dissection.load(tmp_path / "run"), Dissection.load(whole), exactly=True)
+    assert not list((tmp_path / "run").rglob("*.part*"))
+
+
+def test_a_run_that_died_while_its_result_was_laid_down(photos, whole, tmp_path, monkeypatch):
+    real = Path.replace
+
+    def stop(self, target):
+        if Path(target).name == "dissection.json" and "part" in str(self.parent):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, tmp_path / "run")
+    run(photos, tmp_path / "run")
+    same(Dissection.load(tmp_path / "run"), Dissection.load(whole), exactly=True)
+
+
 def test_groups_of_shards(photos, whole, tmp_path, monkeypatch):
     """Parts are added up on the way, an interrupted addition is done again, and nothing counts twice."""
     monkeypatch.setattr("drnet_captum.scale.parts.GROUP", 2)
-    seen = []
+    seen, stopped = [], []
 
     def look(what, done, total):
         seen.append((done, sorted(path.name for path in (tmp_path / "run").glob("*/0*"))))
-        if done == 16 and len(seen) < 5:
+        if done == 16 and not stopped:
+            stopped.append(done)
             raise KeyboardInterrupt  # before the second shard's group is made
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,6 +225,7 @@ def test_folder_of_an_explanation_is_refused(photos, tmp_path):
         ({"target": "cat"}, "expected target to be 'label' or 'predicted', got 'cat'"),
         ({"boxes": "boxes.json"}, "boxes have no part in a dissection"),
         ({"layers": ["nowhere"]}, "nowhere"),
+        ({"layers": "features.0"}, "a list of at least one name, got 'features.0'"),
         ({"contrasts": [1]}, "contrast"),
         ({"exemplars": 0}, "at least 1"),
     ],

@@ -3,15 +3,19 @@
 import fcntl
 import json
 import shutil
+from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from data_sets import CLASSES, Small, card, make_odd, make_photos, map_of, no_room, rows_of, seen
+from data_sets import CLASSES, MEAN, STD, Small, card, make_odd, make_photos, map_of, no_room, rows_of, seen
 from PIL import Image
+from torchvision import transforms
 
 import drnet_captum as dc
 from drnet_captum.scale import explain_dataset
+from drnet_captum.scale.decode import Decoder
 from drnet_captum.scale.rows import read_failures
 
 METHODS = ("grad_cam", "saliency")
@@ -109,7 +113,7 @@ def test_an_image_that_the_model_fails_on_spoils_no_other(photos, tmp_path, monk
     explain_dataset(
         photos, Fussy().eval(), out=tmp_path / "run", card=card(), batch_size=4, rows_per_shard=8, threads=1
     )
-    failures = read_failures(tmp_path / "run")
+    failures = read_failures(tmp_path / "run/errors.parquet")
     assert {failure.path for failure in failures} == bright
     assert all("too red" in failure.reason for failure in failures)
     assert len(rows_of(tmp_path / "run")) == 21 - len(bright)
@@ -170,6 +174,105 @@ def test_other_images_or_weights_are_refused(photos, whole, tmp_path):
     model.head.weight.data[0, 0] += 1
     with pytest.raises(ValueError, match=r"model\.fingerprint"):
         explain_dataset(photos, model, METHODS, out=whole, card=card(), batch_size=4, rows_per_shard=8, threads=1)
+
+
+def test_a_worker_that_died_between_its_two_files(tmp_path):
+    """What it noted of failures counts once, and not at all where the images can be read now."""
+    make_odd(tmp_path / "odd")
+    with pytest.raises(ValueError, match="3 images failed"):
+        run(tmp_path / "odd", tmp_path / "run", max_errors=1)
+    (rows,) = (tmp_path / "run/rows").iterdir()
+    rows.unlink()
+    assert run(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
+    assert len(rows_of(tmp_path / "run")) == 5
+
+
+def test_a_shard_that_is_lost_is_done_again(tmp_path):
+    """What failed in the others stays noted."""
+    expected = make_odd(tmp_path / "odd")
+    options = {"batch_size": 2, "rows_per_shard": 2}
+    run(tmp_path / "odd", tmp_path / "run", **options)
+    before = rows_of(tmp_path / "run")
+    (tmp_path / "run/rows/000000002-000000004.parquet").unlink()
+    finished = run(tmp_path / "odd", tmp_path / "run", **options)
+    assert rows_of(tmp_path / "run") == before and finished.failed == 3
+    failures = read_failures(tmp_path / "run/errors.parquet")
+    assert [failure.path for failure in failures] == [name for name, why in expected.items() if why]
+
+
+def test_rows_without_a_label_are_told_and_others_keep_their_batch(tmp_path):
+    make_photos(tmp_path / "photos", 4, classes=())
+    images = [path.read_bytes() for path in sorted((tmp_path / "photos").iterdir())]
+    table = pa.table({"image": images, "label": [0, None, 2, 1]})
+    parquet.write_table(table, tmp_path / "data.parquet")
+    seen_sizes = []
+
+    class Counting(Small):
+        def forward(self, x):
+            seen_sizes.append(len(x))
+            return super().forward(x)
+
+    options = {"card": card(), "target": "label", "threads": 1, "out": tmp_path / "run"}
+    finished = explain_dataset(tmp_path / "data.parquet", Counting().eval(), **options)
+    assert finished.failed == 1 and seen_sizes[-1] == 3
+    (failure,) = read_failures(tmp_path / "run/errors.parquet")
+    assert failure.index == 1 and "has no label, which is to be explained" in failure.reason
+    assert [(row["index"], row["target"]) for row in rows_of(tmp_path / "run")] == [(0, 0), (2, 2), (3, 1)]
+
+
+def test_decoders_may_raise_anything(photos, tmp_path, monkeypatch):
+    from drnet_captum.scale import decode
+
+    real = decode.decode_image
+
+    def fragile(data, name):
+        if name.endswith("0003.jpg"):
+            raise KeyError("orientation")
+        return real(data, name)
+
+    monkeypatch.setattr(decode, "decode_image", fragile)
+    assert run(photos, tmp_path / "run", maps="none").failed == 1
+    (failure,) = read_failures(tmp_path / "run/errors.parquet")
+    assert failure.reason == "could not read the image bar/0003.jpg: KeyError: 'orientation'"
+
+
+def test_another_card_is_refused(photos, whole):
+    stretched = transforms.Compose(
+        [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )
+    other = replace(card(), transform=stretched)
+    with pytest.raises(ValueError, match=r"model\.transform"):
+        run(photos, whole, card=other)
+    with pytest.raises(ValueError, match=r"model\.training: False there, True here"), pytest.warns(match="train mode"):
+        explain_dataset(photos, Small(), METHODS, out=whole, card=card(), batch_size=4, rows_per_shard=8, threads=1)
+
+
+def test_out_among_the_images_is_refused(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="expected out to be outside of the source"):
+        run(".", "explanations")
+    assert not (photos / "explanations").exists()
+
+
+def test_shards_that_are_somewhere_else(photos, tmp_path, monkeypatch):
+    """As when a worker's disk is not this one's: the run does not end as if all were there."""
+    monkeypatch.setattr("drnet_captum.scale.explainer.write_rows", lambda *args: None)
+    with pytest.raises(OSError, match=r"3 of 3 shards were written and are not in .*share"):
+        run(photos, tmp_path / "run")
+    assert not json.loads((tmp_path / "run/manifest.json").read_text())["complete"]
+
+
+def test_pixels_that_are_not_bytes(photos, whole, tmp_path):
+    """A transform that resizes after the bytes became numbers: pixels travel as float32, and nothing is rounded."""
+    steps = [transforms.ToTensor(), transforms.Resize(32), transforms.CenterCrop(32), transforms.Normalize(MEAN, STD)]
+    smooth = replace(card(), transform=transforms.Compose(steps))
+    assert Decoder(None, card()).is_exact and not Decoder(None, smooth).is_exact
+    explain_dataset(photos, Small().eval(), METHODS, out=tmp_path / "run", card=smooth, batch_size=4, threads=1)
+    first = rows_of(tmp_path / "run")[0]
+    with Image.open(photos / first["path"]) as image:
+        x = smooth.transform(image.convert("RGB"))[None]
+    expected = dc.explain(Small().eval(), x, methods="saliency")["saliency"][0]
+    torch.testing.assert_close(map_of(first, "saliency"), expected, rtol=2e-3, atol=2e-3 * float(expected.max()))
 
 
 def test_too_many_failures_stop_the_run_and_more_may_be_borne(tmp_path):

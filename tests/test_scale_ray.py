@@ -179,6 +179,11 @@ def test_an_error_on_a_worker_is_told_as_it_was(photos, tmp_path):
         explained(photos, tmp_path / "run", Full().eval(), engine="ray")
 
 
+def test_gpus_that_are_not_there(photos, tmp_path):
+    with pytest.raises(ValueError, match="expected a cluster with 2 GPUs for 2 workers, got 0"):
+        explained(photos, tmp_path / "run", engine="ray", concurrency=2, num_gpus=1, device="cpu")
+
+
 def test_too_many_failures(tmp_path):
     make_odd(tmp_path / "odd")
     with pytest.raises(ValueError, match="3 images failed, more than max_errors=1"):

@@ -43,7 +43,8 @@ def command(
     model: ModelName = "embedded",
     checkpoint: Checkpoint = None,
     target: Annotated[
-        Target, typer.Option(help="Whose evidence: each image's label (where it has one), or the class predicted.")
+        Target,
+        typer.Option(help="Whose evidence: each image's label, or the class predicted (as where there are no labels)."),
     ] = Target.label,
     layer: Annotated[
         list[str] | None, typer.Option(help="Dotted names of layers.", show_default="all convolutions with a grid")

@@ -119,6 +119,8 @@ def carry_out(run: Callable[[Callable[[str, int, int], None]], Finished], out: P
                     bar.update(tasks[what], completed=done, total=total or None)
 
                 finished = run(step)
+        except ImportError as error:  # of the extra; it says which
+            raise ValueError(str(error)) from error
         except KeyboardInterrupt:
             say(f"what is complete is in {out}; the same command goes on from there", "yellow")
             raise

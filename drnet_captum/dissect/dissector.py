@@ -78,6 +78,7 @@ class Dissector:
         self._moments: dict[str, ChannelMoments] = {}
         self._images: dict[str, bytes] = {}
         self._counts: dict[int, int] = {}
+        self._fingerprint: str | None = None
 
     @property
     def images_seen(self) -> int:
@@ -114,6 +115,7 @@ class Dissector:
             card=self.card,
             contrasts=self.contrasts,
         )
+        other._fingerprint = self._fingerprint or fingerprint(self.model)
         if self.sites:
             other._start(self.sites, self._size)
         return other
@@ -201,7 +203,8 @@ class Dissector:
         title = self.card.name if self.card is not None else type(self.model).__name__
         counts = dict(sorted(self._counts.items()))
         # A copy: the sums go on.
-        return deepcopy(Dissection(title, fingerprint(self.model), names, layers, counts, self._images))
+        known = self._fingerprint or fingerprint(self.model)
+        return deepcopy(Dissection(title, known, names, layers, counts, self._images))
 
 
 def default_layers(model: nn.Module, images: Tensor) -> list[Layer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,15 @@ class Batch:
     inside: npt.NDArray[np.bool_] | None = None
     boxed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
+    def without(self, problem_of: Callable[[Row], str | None]) -> Batch:
+        """The same, without the pixels of rows that turn out to have a problem; it is noted of them."""
+        readable = self.readable
+        for row in readable:
+            row.problem = problem_of(row)
+        left = np.array([row.problem is None for row in readable], bool)
+        inside = None if self.inside is None else self.inside[left]
+        return Batch(self.rows, self.pixels[left], inside, self.boxed[left])
+
     @property
     def readable(self) -> list[Row]:
         """The rows that have pixels."""
@@ -89,6 +99,9 @@ class Decoder:
                 seen, mask = self._seen(record)
             except (ValueError, OSError) as error:
                 row.problem = row.problem or str(error)
+                continue
+            except Exception as error:  # decoders and transforms raise of all kinds; one image must not end a run
+                row.problem = f"could not read the image {record.path}: {type(error).__name__}: {error}"
                 continue
             if self.thumbnails:
                 row.thumbnail = _thumbnail(seen, self.card)

@@ -14,7 +14,7 @@ from drnet_captum.dissect.dissection import Dissection
 from drnet_captum.dissect.dissector import Dissector
 from drnet_captum.dissect.run import example_parameter
 from drnet_captum.scale.decode import Batch, Row, inputs
-from drnet_captum.scale.rows import ERRORS, Failure, write_failures
+from drnet_captum.scale.rows import Failure, note_failures
 from drnet_captum.scale.run_folder import write_whole
 from drnet_captum.scale.shards import Outcome, Shard
 from drnet_captum.scale.worker_model import WorkerModel
@@ -70,12 +70,12 @@ class DissectWorker:
         """
         self.dissector = self.dissector.emptied()
         failures: list[Failure] = []
-        for batch in batches:
+        for whole in batches:
+            batch = whole.without(unlabelled) if self.job.by_label else whole
             failures += [Failure(row.index, row.path, row.problem) for row in batch.rows if row.problem is not None]
             if rows := batch.readable:
                 self._update(rows, inputs(batch.pixels, self.card, self.like), failures)
-        if failures:
-            write_failures(self.job.out / ERRORS / f"{shard.name}.parquet", failures)
+        note_failures(self.job.out, shard, failures)
         seen = self.dissector.images_seen
         write_whole(self.job.out / PARTS / shard.name, self.dissector.result().save if seen else Path.mkdir)
         return Outcome(shard, len(failures))
@@ -92,12 +92,12 @@ class DissectWorker:
                     failures.append(Failure(row.index, row.path, str(error)))
 
     def _labels(self, rows: list[Row]) -> Tensor | None:
-        if not self.job.by_label:
-            return None
-        for row in rows:
-            if row.label is None:
-                raise ValueError(f"{row.path} has no label, whose evidence is to be summed up")
-        return torch.tensor([row.label for row in rows])
+        return torch.tensor([row.label for row in rows]) if self.job.by_label else None
+
+
+def unlabelled(row: Row) -> str | None:
+    """What is wrong with a row without a label."""
+    return f"{row.path} has no label, whose evidence is to be summed up" if row.label is None else None
 
 
 def load_part(folder: Path) -> Dissection | None:

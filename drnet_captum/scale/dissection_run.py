@@ -21,7 +21,7 @@ from drnet_captum.scale.dissect_work import PARTS, DissectJob
 from drnet_captum.scale.explainer import LABEL, PREDICTED
 from drnet_captum.scale.options import EngineOptions, SourceOptions, check_batches
 from drnet_captum.scale.parts import GROUPS, Parts
-from drnet_captum.scale.rows import ERRORS, read_failures, write_failures
+from drnet_captum.scale.rows import ALL_ERRORS, ERRORS, failures_of, read_failures, write_failures
 from drnet_captum.scale.run_folder import PART, Finished, RunFolder
 from drnet_captum.scale.setting import Setting, setting_of
 from drnet_captum.scale.shards import shards_of
@@ -64,7 +64,7 @@ def dissect_dataset(
         out: the folder, which in the end is a dissection that ``Dissection.load`` reads, with ``errors.parquet`` and
             ``manifest.json`` beside it.
         layers: dotted names. None: as of ``dissect``.
-        target: whose evidence: the "label" of each image (of images without any, the class predicted), or "predicted".
+        target: whose evidence: the "label" of each image, or the class "predicted", as where no image has a label.
         score, exemplars, contrasts: as of ``dissect``.
         stimuli: label the units by rendered stimuli, at the end.
         batch_size, rows_per_shard, max_errors, progress: as of :func:`explain_dataset`; a shard is a part of the sum.
@@ -91,6 +91,8 @@ def dissect_dataset(
         raise ValueError(f"expected target to be 'label' or 'predicted', got {target!r}")
     if options.get("boxes") is not None:
         raise ValueError("boxes have no part in a dissection: leave boxes= out")
+    if isinstance(layers, str):
+        raise ValueError(f"expected layers to be a list of at least one name, got {layers!r}")
     setting = setting_of(
         source, model, out, checkpoint=checkpoint, card=card, target_column=None, options=dict(options)
     )
@@ -112,13 +114,14 @@ def dissect_dataset(
     with folder.held() as manifest:
         shards = shards_of(len(setting.source), batch_size, rows_per_shard)
         parts = Parts(folder, shards)
-        if not manifest["complete"]:
+        if not manifest["complete"] or not (folder.out / "dissection.json").exists():
             parts.add_up()
+            done = parts.done()
             do(
                 job,
                 setting.decoder(thumbnails=False),
                 shards,
-                parts.done(),
+                done,
                 folder.out,
                 engine=setting.engine,
                 batch_size=batch_size,
@@ -126,7 +129,8 @@ def dissect_dataset(
                 progress=progress,
                 each=parts.add_up,
             )
-            write_failures(folder.out / "errors.parquet", read_failures(folder.out / ERRORS))
+            folder.check_done(GROUPS, list(parts.groups))
+            write_failures(folder.out / ALL_ERRORS, failures_of(folder.out, shards))
             dissection = parts.total()
             if stimuli:
                 dissection = with_stimuli(dissection, setting, sites, batch_size, progress)
@@ -134,13 +138,20 @@ def dissect_dataset(
             folder.finish(manifest)
         for leftover in (ERRORS, PARTS, GROUPS):
             shutil.rmtree(folder.out / leftover, ignore_errors=True)
-        failed = len(read_failures(folder.out))
+        failed = len(read_failures(folder.out / ALL_ERRORS))
     return Finished(folder.out, len(setting.source), failed, manifest)
 
 
 def tried(setting: Setting, job: DissectJob) -> list[Site]:
     """The layers' places, found on noise: what would fail for every image fails here."""
-    dissector = Dissector(setting.model, layers=job.layers, score=job.score, card=setting.card, contrasts=job.contrasts)
+    dissector = Dissector(
+        setting.model,
+        layers=job.layers,
+        score=job.score,
+        exemplars=job.exemplars,
+        card=setting.card,
+        contrasts=job.contrasts,
+    )
     return dissector.begin(example_inputs(setting.model, setting.card.input_size)[0])
 
 

@@ -16,7 +16,7 @@ from drnet_captum.engine.running import RunOptions
 from drnet_captum.explanation import AS_THEY_ARE, explain
 from drnet_captum.scale.decode import Batch, Row, inputs
 from drnet_captum.scale.measures import measured, packed
-from drnet_captum.scale.rows import ERRORS, Explained, Failure, write_failures, write_rows
+from drnet_captum.scale.rows import Explained, Failure, note_failures, write_rows
 from drnet_captum.scale.shards import Outcome, Shard
 from drnet_captum.scale.worker_model import WorkerModel
 
@@ -66,14 +66,17 @@ class Explainer:
         """
         explained: list[Explained] = []
         failures: list[Failure] = []
-        for batch in batches:
+        for whole in batches:
+            batch = whole if self.job.target == PREDICTED else whole.without(self._unknown)
             failures += [Failure(row.index, row.path, row.problem) for row in batch.rows if row.problem is not None]
             explained += self._explained(batch, failures)
-        out = self.job.out
-        if failures:
-            write_failures(out / ERRORS / f"{shard.name}.parquet", failures)
-        write_rows(out, shard, explained, self.job.methods, self.job.with_maps)
+        note_failures(self.job.out, shard, failures)
+        write_rows(self.job.out, shard, explained, self.job.methods, self.job.with_maps)
         return Outcome(shard, len(failures))
+
+    def _unknown(self, row: Row) -> str | None:
+        found = row.label if self.job.target == LABEL else row.target
+        return f"{row.path} has no {self.job.target}, which is to be explained" if found is None else None
 
     def _explained(self, batch: Batch, failures: list[Failure]) -> list[Explained]:
         """A batch at once; where that fails, its images one by one, so that one of them spoils no other."""
@@ -96,40 +99,34 @@ class Explainer:
         """One pass, all methods.
 
         Raises:
-            ValueError: the model or a method cannot do with these images; a row has no label, which is to be explained.
+            ValueError: the model or a method cannot do with these images; the target is not one of its classes.
         """
         job = self.job
         x = inputs(pixels, self.card, self.like)
-        targets = None if job.target == PREDICTED else [known_target(row, job.target) for row in rows]
+        targets = (
+            None if job.target == PREDICTED else [row.label if job.target == LABEL else row.target for row in rows]
+        )
         maps = explain(
             self.model, x, targets, job.methods, layer=job.layer, interpolate_mode=AS_THEY_ARE, **job.running
         )
         probabilities = maps.scores.float().softmax(1)
-        likeliest, predicted = probabilities.max(1)
+        predicted = maps.scores.argmax(1)  # as explain has it: probabilities may round to equal ones
         target = predicted if targets is None else torch.tensor(targets, device=x.device)
         masks = None if inside is None else torch.from_numpy(np.require(inside, requirements="W")).to(x.device)
+
+        def of(classes: Tensor) -> Any:
+            return probabilities.gather(1, classes[:, None])[:, 0].cpu().numpy()
+
         return Explained(
             rows=rows,
             predicted=predicted.tolist(),
-            probability=likeliest.cpu().numpy(),
+            probability=of(predicted),
             target=target.tolist(),
-            target_probability=probabilities.gather(1, target[:, None])[:, 0].cpu().numpy(),
+            target_probability=of(target),
             box_share=box_shares(masks, boxed, len(rows)),
             measures={name: measured(maps[name], masks) for name in job.methods},
             maps={name: [packed(m) for m in maps[name].cpu()] for name in job.methods} if job.with_maps else {},
         )
-
-
-def known_target(row: Row, target: str) -> int:
-    """The class of a row.
-
-    Raises:
-        ValueError: it is not known.
-    """
-    found = row.label if target == LABEL else row.target
-    if found is None:
-        raise ValueError(f"{row.path} has no {target}, which is to be explained")
-    return found
 
 
 def box_shares(masks: Tensor | None, boxed: Any, count: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -13,9 +14,10 @@ from drnet_captum.data.card import ModelCard
 from drnet_captum.engine.running import Running, RunOptions
 from drnet_captum.explanation import explain
 from drnet_captum.layers.discovery import example_inputs
+from drnet_captum.registry import find_methods
 from drnet_captum.scale.explainer import LABEL, PREDICTED, ExplainJob
 from drnet_captum.scale.options import EngineOptions, SourceOptions, check_batches
-from drnet_captum.scale.rows import ERRORS, ROWS, read_failures, write_failures
+from drnet_captum.scale.rows import ALL_ERRORS, ERRORS, ROWS, failures_of, read_failures, write_failures
 from drnet_captum.scale.run_folder import Finished, RunFolder
 from drnet_captum.scale.setting import Setting, setting_of
 from drnet_captum.scale.shards import shards_of
@@ -23,6 +25,7 @@ from drnet_captum.scale.work import Step, do
 
 CONTENT = "drnet_captum explanations"
 Maps = Literal["full", "none"]
+_LONG = ("rise", "score_cam")
 
 
 class ExplainOptions(RunOptions, EngineOptions, SourceOptions, total=False):
@@ -50,8 +53,9 @@ def explain_dataset(
     """Explain every image of a data set.
 
     The rows of the images are cut into batches and shards once and for all: batch i has the rows i·B … (i + 1)·B − 1.
-    A run that died goes on from the shards that are complete, and ends with the same rows, bit for bit on the same kind
-    of machine. An image that cannot be read or explained is a row of ``errors.parquet``.
+    A run that died goes on from the shards that are complete, and ends with the same rows, bit for bit on CPUs of one
+    kind (on a GPU kernels may round differently each time). An image that cannot be read or explained is a row of
+    ``errors.parquet``.
 
     Args:
         source: a folder of photos, one subfolder a class, or flat; Parquet files with images or their paths; tar shards
@@ -119,22 +123,24 @@ def explain_dataset(
     job = ExplainJob(setting.worker, chosen, target, folder.out, layer, maps == "full", running)
     with folder.held() as manifest:
         shards = shards_of(len(setting.source), batch_size, rows_per_shard)
-        if not manifest["complete"]:
+        done = folder.done(ROWS)
+        if not manifest["complete"] or done != set(shards):
             do(
                 job,
                 setting.decoder(thumbnails=thumbnails),
                 shards,
-                folder.done(ROWS),
+                done,
                 folder.out,
                 engine=setting.engine,
                 batch_size=batch_size,
                 max_errors=max_errors,
                 progress=progress,
             )
-            write_failures(folder.out / "errors.parquet", read_failures(folder.out / ERRORS))
+            folder.check_done(ROWS, shards)
+            write_failures(folder.out / ALL_ERRORS, failures_of(folder.out, shards))
             folder.finish(manifest)
         shutil.rmtree(folder.out / ERRORS, ignore_errors=True)
-        failed = len(read_failures(folder.out))
+        failed = len(read_failures(folder.out / ALL_ERRORS))
     return Finished(folder.out, len(setting.source), failed, manifest)
 
 
@@ -150,6 +156,20 @@ def check_target(setting: Setting, target: str) -> None:
 def methods_of(
     setting: Setting, methods: str | Iterable[str], layer: str | None, running: RunOptions
 ) -> tuple[str, ...]:
-    """The methods by name, tried on noise: what would fail for every image fails here, and "all" is all that can be."""
+    """The methods by name, tried on noise: what would fail for every image fails here, and "all" is all that can be.
+
+    Those of very many passes are not tried.
+    """
     x = example_inputs(setting.model, setting.card.input_size)[0]
-    return tuple(explain(setting.model, x, 0, methods, layer=layer, **running))
+    chosen = []
+    for method in find_methods(methods):
+        try:
+            if method.name not in _LONG:
+                explain(setting.model, x, 0, (method.name,), layer=layer, **running)
+        except ValueError as error:
+            if methods != "all":
+                raise
+            warnings.warn(f"{method.title} is left out: {error}", stacklevel=3)
+            continue
+        chosen.append(method.name)
+    return tuple(chosen)

@@ -61,8 +61,8 @@ def pooled(heat: Tensor) -> Tensor:
 
 
 def inside_share(heat: Tensor, inside: Tensor) -> Tensor:
-    """(n,): the share of the positive values in the boxes; NaN where no box reaches into the crop."""
-    known = inside.flatten(1).any(1)
+    """(n,): the share of the positive values in the boxes; NaN without any, and where no box reaches into the crop."""
+    known = inside.flatten(1).any(1) & (heat > 0).flatten(1).any(1)
     share = torch.full((len(heat),), torch.nan, device=heat.device)
     if bool(known.any()):
         size = tuple(inside.shape[1:])

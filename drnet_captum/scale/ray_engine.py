@@ -21,6 +21,7 @@ from drnet_captum.scale.shards import Outcome, Shard
 if TYPE_CHECKING:
     from drnet_captum.scale.work import Job, Worker
 
+_LIBRARIES = 768 << 20  # bytes
 Block = dict[str, Any]  # column → array of as many rows as the shard has
 
 
@@ -45,7 +46,7 @@ def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int,
                 _Actor,
                 batch_size=None,
                 fn_constructor_kwargs={"job": job, "threads": engine.threads, "batch_size": batch_size},
-                compute=data.ActorPoolStrategy(size=engine.concurrency),
+                compute=data.ActorPoolStrategy(size=min(engine.concurrency, len(shards))),
                 num_cpus=cpus_of_worker(ray, engine),
                 num_gpus=engine.num_gpus or None,
             )
@@ -58,15 +59,28 @@ def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int,
 
 
 def decoded_bytes(decoder: Decoder, shards: Sequence[Shard]) -> int:
-    """What a task that decodes holds: the pixels of its batches, and of the block that they become."""
+    """What a task that decodes holds: its libraries, the pixels of its batches, and of the block that they become."""
     rows = max(shard.stop - shard.start for shard in shards)
-    return 2 * rows * math.prod(decoder.card.input_size) * (1 if decoder.is_exact else 4)
+    return _LIBRARIES + 2 * rows * math.prod(decoder.card.input_size) * (1 if decoder.is_exact else 4)
 
 
 def cpus_of_worker(ray: Any, engine: Engine) -> float:
-    """How much of the cluster a worker counts for: its threads, as long as a core is left to decode."""
-    cores = float(ray.cluster_resources().get("CPU", 1))
-    return min(float(engine.threads), max(0.0, (cores - 1) / engine.concurrency))
+    """How much of the cluster a worker counts for: its threads, as long as a core is left to decode.
+
+    Raises:
+        ValueError: the cluster has fewer GPUs than are asked for.
+    """
+    found = ray.cluster_resources()
+    if found.get("GPU", 0) < engine.num_gpus * engine.concurrency:
+        raise ValueError(
+            f"expected a cluster with {engine.num_gpus * engine.concurrency:g} GPUs for {engine.concurrency} workers, "
+            f"got {found.get('GPU', 0):g}: pass a smaller num_gpus or concurrency"
+        )
+    if engine.num_gpus:
+        return 1.0
+    largest = max(float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    share = (float(found.get("CPU", 1)) - 1) / engine.concurrency
+    return min(float(engine.threads), largest, max(0.0, share))
 
 
 @contextmanager
@@ -100,7 +114,7 @@ class _Actor:
         try:
             self.worker = self.worker or self.job.worker()
             failed = self.worker(shard, from_block(block, shard, self.batch_size)).failed
-        except (ValueError, TypeError, OSError) as caught:
+        except (ValueError, TypeError, OSError, RuntimeError) as caught:
             error = pickle.dumps(caught)
         return {"start": [shard.start], "stop": [shard.stop], "failed": [failed], "error": [error]}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from drnet_captum.scale.measures import Floats, Measures, Packed
 from drnet_captum.scale.run_folder import write_whole
 from drnet_captum.scale.shards import Shard
 
-ROWS, ERRORS = "rows", "errors"
+ROWS, ERRORS, ALL_ERRORS = "rows", "errors", "errors.parquet"
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,40 @@ def write_rows(out: Path, shard: Shard, batches: Sequence[Explained], methods: S
     write_whole(path, lambda part: parquet.write_table(table, part, compression="zstd"))
 
 
+def note_failures(out: Path, shard: Shard, failures: Sequence[Failure]) -> None:
+    """The file of a shard's failures; none, and none of an earlier try, where there are no failures."""
+    path = out / ERRORS / f"{shard.name}.parquet"
+    if failures:
+        write_failures(path, failures)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_failures(path: Path, failures: Iterable[Failure]) -> None:
-    """A file of what failed."""
+    """A file of what failed, by row."""
     pa, parquet = distributed("pyarrow"), distributed("pyarrow.parquet")
     columns = pa.schema([("index", pa.int64()), ("path", pa.string()), ("reason", pa.string())])
-    found = [{"index": f.index, "path": f.path, "reason": f.reason} for f in failures]
+    found = [asdict(failure) for failure in sorted(failures, key=lambda failure: failure.index)]
     table = pa.Table.from_pylist(found, columns)
     write_whole(path, lambda part: parquet.write_table(table, part))
 
 
-def read_failures(folder: Path) -> list[Failure]:
-    """All that failed, of the files of a folder, by row."""
-    parquet = distributed("pyarrow.parquet")
-    files = sorted(path for path in folder.glob("*.parquet")) if folder.is_dir() else []
-    found = [Failure(**row) for path in files for row in parquet.read_table(path).to_pylist()]
-    return sorted(found, key=lambda failure: failure.index)
+def read_failures(path: Path) -> list[Failure]:
+    """What failed, of a file; none where it is not there."""
+    if not path.is_file():
+        return []
+    return [Failure(**row) for row in distributed("pyarrow.parquet").read_table(path).to_pylist()]
+
+
+def failures_of(out: Path, shards: Iterable[Shard]) -> list[Failure]:
+    """What failed of some shards: as is noted of each, or in the file of all that a finished run leaves."""
+    found = read_failures(out / ALL_ERRORS)
+    some: list[Failure] = []
+    for shard in sorted(shards):
+        path = out / ERRORS / f"{shard.name}.parquet"
+        known = (failure for failure in found if shard.start <= failure.index < shard.stop)
+        some += read_failures(path) if path.is_file() else known
+    return some
 
 
 def _columns(batch: Explained, methods: Sequence[str], with_maps: bool) -> dict[str, Any]:

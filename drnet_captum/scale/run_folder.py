@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import PIL
+import timm
 import torch
 import torchvision
 
@@ -63,7 +65,7 @@ class RunFolder:
     """
 
     def __init__(self, out: str | Path, content: str, asked: dict[str, Any]) -> None:
-        self.out = Path(out)
+        self.out = Path(out).absolute()  # workers have other working folders
         self.asked = {"content": content, "format": FORMAT, **asked}
 
     @contextlib.contextmanager
@@ -74,8 +76,10 @@ class RunFolder:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
+                except BlockingIOError as error:
                     raise OSError(f"another process writes to {self.out}: wait, or name another folder") from error
+                except OSError:  # a file system without locks
+                    pass
             manifest = read_manifest(self.out)
             if manifest is None:
                 names = sorted(path.name for path in self.out.iterdir())
@@ -103,6 +107,14 @@ class RunFolder:
         manifest |= {"complete": True, "finished": now()}
         self.note(manifest)
 
+    def check_done(self, kind: str, shards: Sequence[Shard]) -> None:
+        """Raise OSError where shards that workers have done are not here."""
+        if missing := set(shards) - self.done(kind):
+            raise OSError(
+                f"{len(missing)} of {len(shards)} shards were written and are not in {self.out}: name a folder that "
+                "all workers share with this process"
+            )
+
     def done(self, kind: str) -> set[Shard]:
         """The shards whose file or folder of one kind is there, and so complete."""
         place = self.out / kind
@@ -113,6 +125,8 @@ class RunFolder:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have a file or folder written beside its place, and renamed when it is complete.
 
+    A folder that is there already stays: it is complete, and what is written by the same name is the same.
+
     Raises:
         OSError: it could not be written, such as for want of room; what was there is as it was.
     """
@@ -120,11 +134,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.{uuid4().hex}{PART}")
     try:
         write(part)
-        if part.is_file():
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+        for file in [part] if part.is_file() else part.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
         part.replace(path)
     except OSError as error:
+        if path.is_dir() and part.is_dir():
+            return
         raise OSError(
             error.errno,
             f"{path} could not be written ({error.strerror or error}): what is complete stays; make room and run the "
@@ -179,6 +196,8 @@ def versions() -> dict[str, str]:
         "drnet_captum": drnet_captum.__version__,
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
+        "timm": str(timm.__version__),
+        "pillow": PIL.__version__,
         "python": platform.python_version(),
     }
 

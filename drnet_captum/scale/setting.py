@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from drnet_captum.data.card import ModelCard
@@ -15,7 +16,7 @@ from drnet_captum.scale.decode import Decoder
 from drnet_captum.scale.options import Engine, EngineOptions, SourceOptions, engine_of
 from drnet_captum.scale.run_folder import read_manifest, versions
 from drnet_captum.scale.source import Source, find_source
-from drnet_captum.scale.worker_model import WorkerModel, default_device
+from drnet_captum.scale.worker_model import WorkerModel, own_device
 
 _ENGINE = ("engine", "concurrency", "num_gpus", "threads", "device")
 _SOURCE = ("image_column", "label_column", "boxes")
@@ -69,19 +70,50 @@ def setting_of(
     """Build the model, list the images.
 
     Raises:
+        ValueError: ``out`` lies among the images.
         ValueError, OSError: of :class:`Engine`, :meth:`WorkerModel.build` and :func:`find_source`.
     """
+    check_apart(source, out)
     engine = engine_of(
         EngineOptions(**{key: options[key] for key in _ENGINE if key in options}),  # type: ignore[typeddict-item]
         read_manifest(out),
-        default_device(model, options.get("num_gpus", 0)),
+        device_of(model, options),
     )
     is_local = engine.name == "local"
-    asked = WorkerModel(model, checkpoint, card, engine.device, engine.threads)
     built, found = WorkerModel(model, checkpoint, card, engine.device if is_local else "cpu").build()
-    of_source = SourceOptions(**{key: options[key] for key in _SOURCE if key in options})  # type: ignore[typeddict-item]
+    given = {key: options[key] for key in _SOURCE if options.get(key) is not None}
+    of_source = SourceOptions(**{key: str(value) for key, value in given.items()})  # type: ignore[typeddict-item]
     images = find_source(
         source, card=found, classes=class_count(built, found), target_column=target_column, **of_source
     )
-    worker = WorkerModel(built, None, found, engine.device, engine.threads) if is_local else asked
+    sent = WorkerModel(model, checkpoint, card, engine.device).sendable
+    worker = WorkerModel(built, None, found, engine.device) if is_local else sent()
     return Setting(engine, built, found, worker, images, of_source)
+
+
+def device_of(model: str | nn.Module, options: Mapping[str, Any]) -> str:
+    """Where a model runs if nothing is said: on the GPUs that workers have; here where it is, or on the GPU.
+
+    Example:
+        >>> device_of("embedded", {"engine": "ray", "num_gpus": 0.5}), device_of("embedded", {"engine": "ray"})
+        ('cuda', 'cpu')
+    """
+    if options.get("engine") == "ray":
+        return "cuda" if options.get("num_gpus") else "cpu"
+    if isinstance(model, nn.Module):
+        return own_device(model)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_apart(source: str | Path, out: str | Path) -> None:
+    """Raise ValueError where what is written would be found among the images by the next run.
+
+    Example:
+        >>> check_apart("photos", "photos/run")
+        Traceback (most recent call last):
+        ValueError: expected out to be outside of the source photos, got photos/run: its files would be taken for images
+    """
+    if Path(out).absolute().is_relative_to(Path(source).absolute()):
+        raise ValueError(
+            f"expected out to be outside of the source {source}, got {out}: its files would be taken for images"
+        )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NAME = re.compile(r"(\d{9,})-(\d{9,})")
+_NAME = re.compile(r"(\d{9,})-(\d{9,})(\.parquet)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +33,7 @@ class Shard:
     @classmethod
     def named(cls, name: str) -> Shard | None:
         """The shard of a file; None for other files."""
-        found = _NAME.match(name)
+        found = _NAME.fullmatch(name)
         return cls(int(found[1]), int(found[2])) if found else None
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:

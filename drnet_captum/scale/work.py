@@ -8,7 +8,7 @@ from typing import Protocol
 
 from drnet_captum.scale.decode import Batch, Decoder
 from drnet_captum.scale.options import Engine
-from drnet_captum.scale.rows import ERRORS, read_failures
+from drnet_captum.scale.rows import ERRORS, failures_of, note_failures
 from drnet_captum.scale.shards import Outcome, Shard
 
 Worker = Callable[[Shard, Iterable[Batch]], Outcome]
@@ -55,7 +55,9 @@ def do(
     """
     left = [shard for shard in shards if shard not in done]
     total, count = shards[-1].stop if shards else 0, sum(shard.stop - shard.start for shard in done)
-    failed = len(read_failures(out / ERRORS))
+    for shard in left:
+        note_failures(out, shard, ())  # of a worker that died before its shard was complete
+    failed = len(failures_of(out, done))
     check_failed(failed, max_errors, out)
     if progress is not None:
         progress("images", count, total)
@@ -83,7 +85,8 @@ def outcomes(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: in
 def check_failed(failed: int, most: int, out: Path) -> None:
     """Raise ValueError at more failures than are borne."""
     if failed > most:
-        some = "; ".join(failure.reason for failure in read_failures(out / ERRORS)[:_NAMED])
+        noted = [Shard.named(path.name) for path in (out / ERRORS).glob("*.parquet")]
+        some = "; ".join(f.reason for f in failures_of(out, [s for s in noted if s is not None])[:_NAMED])
         raise ValueError(
             f"{failed} images failed, more than max_errors={most} ({some} …): all are listed in {out / ERRORS}; "
             "a higher max_errors goes on from here"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,12 @@ class WorkerModel:
         checkpoint: weights for one by its name.
         card: how it sees a photo. None: its own.
         device: where it runs.
-        threads: of a worker on a CPU.
     """
 
     model: str | nn.Module
     checkpoint: str | Path | None = None
     card: ModelCard | None = None
     device: str = "cpu"
-    threads: int = 1
 
     def build(self) -> tuple[nn.Module, ModelCard]:
         """The model on its device, and its card.
@@ -45,8 +44,9 @@ class WorkerModel:
         card = self.card if self.card is not None else model_card(model)
         if isinstance(self.model, str):
             return model.to(self.device), card
-        is_there = default_device(model) == self.device
-        return model if is_there else deepcopy(model).to(self.device), card
+        mine, asked = torch.device(own_device(model)), torch.device(self.device)
+        is_there = mine.type == asked.type and asked.index in (None, mine.index)
+        return model if is_there else deepcopy(model).to(asked), card
 
     def described(self, model: nn.Module, card: ModelCard) -> dict[str, Any]:
         """What a manifest says of it."""
@@ -57,17 +57,26 @@ class WorkerModel:
             "classes": class_count(model, card),
             "categories": None if card.categories is None else list(card.categories),
             "input_size": list(card.input_size),
+            "mean": list(card.mean),
+            "std": list(card.std),
+            "transform": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(card.transform)),
+            "training": model.training,
         }
 
+    def sendable(self) -> WorkerModel:
+        """The same for other machines: a model on the CPU, a checkpoint by its whole path."""
+        model = self.model
+        if isinstance(model, nn.Module) and own_device(model) != "cpu":
+            model = deepcopy(model).cpu()
+        checkpoint = None if self.checkpoint is None else Path(self.checkpoint).absolute()
+        return replace(self, model=model, checkpoint=checkpoint)
 
-def default_device(model: str | nn.Module, num_gpus: float = 0) -> str:
-    """A model's own device; for one by its name the GPU where there is one.
+
+def own_device(model: nn.Module) -> str:
+    """Where a model's parameters are.
 
     Example:
-        >>> default_device(nn.Linear(1, 1))
+        >>> own_device(nn.Linear(1, 1))
         'cpu'
     """
-    if isinstance(model, nn.Module):
-        found = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return str(found)
-    return "cuda" if num_gpus or torch.cuda.is_available() else "cpu"
+    return str(next((p.device for p in model.parameters()), torch.device("cpu")))
