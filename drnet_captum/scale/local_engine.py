@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from drnet_captum.scale.work import Job
 
 
-def here(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Iterator[Outcome]:
+def here(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Generator[Outcome]:
     """Shard after shard, in order."""
     with threads(engine.threads):
         worker = job.worker()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from drnet_captum.scale.decode import Batch, Decoder
+from drnet_captum.scale.local_engine import here
 from drnet_captum.scale.options import Engine
+from drnet_captum.scale.ray_engine import on_ray
 from drnet_captum.scale.rows import ERRORS, failures_of, note_failures
 from drnet_captum.scale.shards import Outcome, Shard
 
@@ -35,8 +38,8 @@ def do(
     max_errors: int,
     progress: Step | None,
     each: Callable[[], object] = lambda: None,
-) -> int:
-    """Have all shards done that are not, and count what failed.
+) -> None:
+    """Have all shards done that are not.
 
     Args:
         job, decoder: for the workers.
@@ -61,25 +64,17 @@ def do(
     check_failed(failed, max_errors, out)
     if progress is not None:
         progress("images", count, total)
-    for outcome in outcomes(job, decoder, left, batch_size, engine) if left else ():
-        count += outcome.shard.stop - outcome.shard.start
-        failed += outcome.failed
-        if progress is not None:
-            progress("images", count, total)
-        each()
-        check_failed(failed, max_errors, out)
-    return failed
-
-
-def outcomes(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Iterator[Outcome]:
-    """What becomes of the shards, as they are done."""
-    if engine.name == "ray":
-        from drnet_captum.scale.ray_engine import on_ray
-
-        return on_ray(job, decoder, shards, batch_size, engine)
-    from drnet_captum.scale.local_engine import here
-
-    return here(job, decoder, shards, batch_size, engine)
+    if not left:
+        return
+    engines = {"local": here, "ray": on_ray}
+    with closing(engines[engine.name](job, decoder, left, batch_size, engine)) as outcomes:
+        for outcome in outcomes:
+            count += outcome.shard.stop - outcome.shard.start
+            failed += outcome.failed
+            if progress is not None:
+                progress("images", count, total)
+            each()
+            check_failed(failed, max_errors, out)
 
 
 def check_failed(failed: int, most: int, out: Path) -> None:
