@@ -88,9 +88,9 @@ def packed(map: Tensor) -> Packed:
     """A map (C, h, w), divided by its largest magnitude.
 
     Example:
-        >>> found = packed(torch.tensor([[[1e-9, -4e-9]]]))
-        >>> found.scale, found.map()
-        (4e-09, array([[[ 1.e-09, -4.e-09]]], dtype=float32))
+        >>> found = packed(torch.tensor([[[0.25, -0.5]]]) / 2**30)
+        >>> found.scale * 2**30, found.map() * 2**30
+        (0.5, array([[[ 0.25, -0.5 ]]], dtype=float32))
     """
     values = _array(map.detach())
     largest = float(np.abs(values).max(initial=0.0))
