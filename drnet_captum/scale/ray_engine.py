@@ -21,7 +21,8 @@ from drnet_captum.scale.shards import Outcome, Shard
 if TYPE_CHECKING:
     from drnet_captum.scale.work import Job, Worker
 
-_LIBRARIES = 768 << 20  # bytes
+_LIBRARIES = 768 << 20  # bytes of a process that decodes, before it does
+_AHEAD = 4  # blocks for each worker and core
 # Threads that wait give their core to others: where processes share cores, spinning made everything 2.5 times as long.
 _PATIENT = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
 Block = dict[str, Any]  # column → array of as many rows as the shard has
@@ -30,42 +31,55 @@ Block = dict[str, Any]  # column → array of as many rows as the shard has
 def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Generator[Outcome]:
     """Shards as they are done, in any order. A block of Ray's data is a shard, so batches are as in any other run."""
     ray, data = distributed("ray"), distributed("ray.data")
-    with cluster(ray):
-        context = data.DataContext.get_current()
-        before = context.target_max_block_size, context.enable_progress_bars
-        context.target_max_block_size, context.enable_progress_bars = None, False  # a shard is never cut
+    with cluster(ray), settings(ray, data.DataContext.get_current(), pixel_bytes(decoder, shards), engine):
         reference = ray.put(decoder)  # once, and read by all tasks from where it lies
-        try:
-            work = data.from_items(
-                [{"start": shard.start, "stop": shard.stop} for shard in shards], override_num_blocks=len(shards)
-            ).map_batches(
-                _decode,
-                batch_size=None,
-                fn_kwargs={"decoder": [reference], "batch_size": batch_size},
-                runtime_env=_PATIENT,
-                memory=decoded_bytes(decoder, shards),  # what is told of one step alone keeps it from joining the next
-            )
-            work = work.map_batches(
-                _Actor,
-                batch_size=None,
-                fn_constructor_kwargs={"job": job, "threads": engine.threads, "batch_size": batch_size},
-                compute=data.ActorPoolStrategy(size=min(engine.concurrency, len(shards))),
-                runtime_env=_PATIENT,
-                num_cpus=cpus_of_worker(ray, engine),
-                num_gpus=engine.num_gpus or None,
-            )
-            for row in work.iter_rows():
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                yield Outcome(Shard(int(row["start"]), int(row["stop"])), int(row["failed"]))
-        finally:
-            context.target_max_block_size, context.enable_progress_bars = before
+        needed = _LIBRARIES + 2 * pixel_bytes(
+            decoder, shards
+        )  # told of one step alone, it keeps it from joining the next
+        work = data.from_items(
+            [{"start": shard.start, "stop": shard.stop} for shard in shards], override_num_blocks=len(shards)
+        ).map_batches(
+            _decode,
+            batch_size=None,
+            fn_kwargs={"decoder": [reference], "batch_size": batch_size},
+            runtime_env=_PATIENT,
+            memory=needed,
+        )
+        work = work.map_batches(
+            _Actor,
+            batch_size=None,
+            fn_constructor_kwargs={"job": job, "threads": engine.threads, "batch_size": batch_size},
+            compute=data.ActorPoolStrategy(size=min(engine.concurrency, len(shards))),
+            runtime_env=_PATIENT,
+            num_cpus=cpus_of_worker(ray, engine),
+            num_gpus=engine.num_gpus or None,
+        )
+        for row in work.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            yield Outcome(Shard(int(row["start"]), int(row["stop"])), int(row["failed"]))
 
 
-def decoded_bytes(decoder: Decoder, shards: Sequence[Shard]) -> int:
-    """What a task that decodes holds: its libraries, the pixels of its batches, and of the block that they become."""
+@contextmanager
+def settings(ray: Any, context: Any, block: int, engine: Engine) -> Iterator[None]:
+    """Ray Data's settings for a run: blocks are never cut, and decoding is only some blocks ahead; then as before."""
+    limits = context.execution_options.resource_limits
+    before = context.target_max_block_size, context.enable_progress_bars
+    ahead = _AHEAD * (engine.concurrency + int(ray.cluster_resources().get("CPU", 1))) * block
+    context.target_max_block_size, context.enable_progress_bars = None, False
+    known = limits.object_store_memory
+    context.execution_options.resource_limits = limits.copy(object_store_memory=min(known or ahead, ahead))
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.enable_progress_bars = before
+        context.execution_options.resource_limits = limits
+
+
+def pixel_bytes(decoder: Decoder, shards: Sequence[Shard]) -> int:
+    """Of a shard's block, at most."""
     rows = max(shard.stop - shard.start for shard in shards)
-    return _LIBRARIES + 2 * rows * math.prod(decoder.card.input_size) * (1 if decoder.is_exact else 4)
+    return rows * math.prod(decoder.card.input_size) * (1 if decoder.is_exact else 4)
 
 
 def cpus_of_worker(ray: Any, engine: Engine) -> float:
