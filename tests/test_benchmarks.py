@@ -247,6 +247,7 @@ def test_results_files_say_where_they_come_from():
             "subnetwork_speed": {"case", "model", "measure", "median"},
             "faithfulness": {"case", "model", "measure"},
             "growth": {"series", "model"},
+            "scale": {"case", "measure", "images", "value"},
         }
         known = MEASURED if found.get("suite") not in MERGED else set()  # the schema's
         keys = next((keys for name, keys in others.items() if file.name.startswith(name)), known)
