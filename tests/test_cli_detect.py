@@ -208,6 +208,13 @@ class TestDrawn:
 
 
 class TestStopping:
+    @pytest.fixture(autouse=True)
+    def heard(self) -> Iterator[None]:
+        """Ctrl-C is heard, also where the tests run in the background of a shell, which has it ignored."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     def interrupt(self, monkeypatch: pytest.MonkeyPatch, after: int, times: int = 1) -> None:
         """Ctrl-C, some times, while the estimate with a number of masks is made."""
         iterate = DRISE.attribute_iter
