@@ -32,7 +32,8 @@ def scale_block(results: Mapping[str, Any]) -> str:
     lines = ["| | images a second | of the faster loop | to start |", "|---|---|---|---|"]
     for row in rates:
         spread = f"**{row['of_loop']:.2f}×** ({row['least_of_loop']:.2f}–{row['most_of_loop']:.2f})"
-        lines.append(f"| {WAYS[row['case']]} | {row['value']:.0f} | {spread} | {max(0.0, row['start_seconds']):.0f} s |")
+        start = max(0.0, row["start_seconds"])
+        lines.append(f"| {WAYS[row['case']]} | {row['value']:.0f} | {spread} | {start:.0f} s |")
     width, height = where["photo"]
     source = (
         f"Embedded model, Grad-CAM, batches of {where['batch_size']}, {rates[0]['images']:,} photos of {width} × "
