@@ -134,7 +134,7 @@ from data_sets import card
 from drnet_captum.scale import explain_dataset
 from test_scale_ray import OPTIONS, Slow
 if __name__ == "__main__":
-    explain_dataset({photos!r}, Slow({notes!r}, 0.3).eval(), out={out!r}, card=card(), engine={engine!r}, **OPTIONS)
+    explain_dataset({photos!r}, Slow({notes!r}, 0.6).eval(), out={out!r}, card=card(), engine={engine!r}, **OPTIONS)
 """
 
 
@@ -158,11 +158,10 @@ def test_a_driver_that_is_killed(photos, tmp_path, engine):
         time.sleep(0.05)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
+    assert 2 <= len(list(rows.glob("0*"))) < 6
     process.wait()
-    time.sleep(1)
-    before = len(list(rows.glob("0*")))
-    assert 2 <= before < 6
-    slow = Slow(str(places["notes"]), 0.3).eval()
+    time.sleep(1)  # a worker may end the shard that it is at
+    slow = Slow(str(places["notes"]), 0.0).eval()
     explained(photos, places["killed"], slow, engine=engine)
     explained(photos, places["whole"], slow, engine=engine)
     assert rows_of(places["killed"]) == rows_of(places["whole"])
