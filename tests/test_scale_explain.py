@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 
 import drnet_captum as dc
-from drnet_captum.scale import explain_dataset
+from drnet_captum.scale import decode, dissect_dataset, explain_dataset
 from drnet_captum.scale.decode import Decoder
 from drnet_captum.scale.rows import read_failures
 
@@ -150,7 +150,7 @@ def test_a_finished_run_is_not_done_again(photos, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"methods": "grad_cam"}, r"arguments.methods: \['grad_cam', 'saliency'\] there, \['grad_cam'\] here"),
+        ({"methods": "grad_cam"}, r"methods: \['grad_cam', 'saliency'\] there, \['grad_cam'\] here"),
         ({"batch_size": 8}, "arguments.batch_size: 4 there, 8 here"),
         ({"maps": "none"}, "arguments.maps: 'full' there, 'none' here"),
         ({"threads": 2}, "arguments.threads: 1 there, 2 here"),
@@ -200,6 +200,20 @@ def test_a_shard_that_is_lost_is_done_again(tmp_path):
     assert [failure.path for failure in failures] == [name for name, why in expected.items() if why]
 
 
+def test_a_lost_shard_whose_images_can_be_read_now(tmp_path):
+    """What failed in it before is no longer an error: no image is both a row and a failure."""
+    make_odd(tmp_path / "odd")
+    options = {"batch_size": 2, "rows_per_shard": 2}
+    run(tmp_path / "odd", tmp_path / "run", **options)
+    lost = [shard for shard in (tmp_path / "run/rows").iterdir() if parquet.read_metadata(shard).num_rows < 2]
+    for shard in lost:
+        shard.unlink()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decode, "decode_image", lambda data, name: Image.new("RGB", (40, 40), "red"))
+        assert run(tmp_path / "odd", tmp_path / "run", **options).failed == 0
+    assert [row["index"] for row in rows_of(tmp_path / "run")] == list(range(8))
+
+
 def test_rows_without_a_label_are_told_and_others_keep_their_batch(tmp_path):
     make_photos(tmp_path / "photos", 4, classes=())
     images = [path.read_bytes() for path in sorted((tmp_path / "photos").iterdir())]
@@ -221,8 +235,6 @@ def test_rows_without_a_label_are_told_and_others_keep_their_batch(tmp_path):
 
 
 def test_decoders_may_raise_anything(photos, tmp_path, monkeypatch):
-    from drnet_captum.scale import decode
-
     real = decode.decode_image
 
     def fragile(data, name):
@@ -344,6 +356,13 @@ def test_mistakes_are_told_at_the_door(photos, tmp_path, options, error, message
     with pytest.raises(error, match=message):
         run(photos, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_unknown_keywords_are_not_ignored(photos, tmp_path):
+    with pytest.raises(TypeError, match=r"unexpected keyword .num_gpu.: there are .*num_gpus"):
+        run(photos, tmp_path / "run", num_gpu=1)
+    with pytest.raises(TypeError, match="unexpected keyword 'precision'"):
+        dissect_dataset(photos, Small().eval(), tmp_path / "run", card=card(), precision="bfloat16")
 
 
 def test_labels_that_are_not_known(tmp_path):

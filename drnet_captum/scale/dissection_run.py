@@ -94,7 +94,14 @@ def dissect_dataset(
     if isinstance(layers, str):
         raise ValueError(f"expected layers to be a list of at least one name, got {layers!r}")
     setting = setting_of(
-        source, model, out, checkpoint=checkpoint, card=card, target_column=None, options=dict(options)
+        source,
+        model,
+        out,
+        checkpoint=checkpoint,
+        card=card,
+        target_column=None,
+        options=dict(options),
+        allowed=DissectOptions,
     )
     arguments = {
         "layers": None if layers is None else list(layers),

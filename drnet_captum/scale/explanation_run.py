@@ -104,12 +104,18 @@ def explain_dataset(
         raise ValueError(f"expected maps to be 'full' or 'none', got {maps!r}")
     column = None if target in (PREDICTED, LABEL) else target
     setting = setting_of(
-        source, model, out, checkpoint=checkpoint, card=card, target_column=column, options=dict(options)
+        source,
+        model,
+        out,
+        checkpoint=checkpoint,
+        card=card,
+        target_column=column,
+        options=dict(options),
+        allowed=ExplainOptions,
     )
     running: Any = {key: options[key] for key in Running.__annotations__ if key in options}  # type: ignore[literal-required]
     chosen = methods_of(setting, methods, layer, running)
     arguments = {
-        "methods": list(chosen),
         "target": target,
         "layer": layer,
         "maps": maps,

@@ -31,11 +31,9 @@ Block = dict[str, Any]  # column → array of as many rows as the shard has
 def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Generator[Outcome]:
     """Shards as they are done, in any order. A block of Ray's data is a shard, so batches are as in any other run."""
     ray, data = distributed("ray"), distributed("ray.data")
-    with cluster(ray), settings(ray, data.DataContext.get_current(), pixel_bytes(decoder, shards), engine):
+    block = pixel_bytes(decoder, shards)
+    with cluster(ray), settings(ray, data.DataContext.get_current(), block, engine):
         reference = ray.put(decoder)  # once, and read by all tasks from where it lies
-        needed = _LIBRARIES + 2 * pixel_bytes(
-            decoder, shards
-        )  # told of one step alone, it keeps it from joining the next
         work = data.from_items(
             [{"start": shard.start, "stop": shard.stop} for shard in shards], override_num_blocks=len(shards)
         ).map_batches(
@@ -43,7 +41,7 @@ def on_ray(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int,
             batch_size=None,
             fn_kwargs={"decoder": [reference], "batch_size": batch_size},
             runtime_env=_PATIENT,
-            memory=needed,
+            memory=_LIBRARIES + 2 * block,  # said of this step alone, it keeps it from joining the next
         )
         work = work.map_batches(
             _Actor,

@@ -66,13 +66,19 @@ def setting_of(
     card: ModelCard | None,
     target_column: str | None,
     options: Mapping[str, Any],
+    allowed: Any,
 ) -> Setting:
-    """Build the model, list the images.
+    """Build the model, list the images; ``allowed`` is the TypedDict of the options that there may be.
 
     Raises:
+        TypeError: another option.
         ValueError: ``out`` lies among the images.
         ValueError, OSError: of :class:`Engine`, :meth:`WorkerModel.build` and :func:`find_source`.
     """
+    if unknown := options.keys() - {*allowed.__optional_keys__}:
+        raise TypeError(
+            f"unexpected keyword {min(unknown)!r}: there are {', '.join(sorted(allowed.__optional_keys__))}"
+        )
     check_apart(source, out)
     engine = engine_of(
         EngineOptions(**{key: options[key] for key in _ENGINE if key in options}),  # type: ignore[typeddict-item]
@@ -113,7 +119,7 @@ def check_apart(source: str | Path, out: str | Path) -> None:
         Traceback (most recent call last):
         ValueError: expected out to be outside of the source photos, got photos/run: its files would be taken for images
     """
-    if Path(out).absolute().is_relative_to(Path(source).absolute()):
+    if Path(out).resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(
             f"expected out to be outside of the source {source}, got {out}: its files would be taken for images"
         )

@@ -11,7 +11,7 @@ from drnet_captum.scale.decode import Batch, Decoder
 from drnet_captum.scale.local_engine import here
 from drnet_captum.scale.options import Engine
 from drnet_captum.scale.ray_engine import on_ray
-from drnet_captum.scale.rows import ERRORS, failures_of, note_failures
+from drnet_captum.scale.rows import ALL_ERRORS, ERRORS, failures_of, note_failures, write_failures
 from drnet_captum.scale.shards import Outcome, Shard
 
 Worker = Callable[[Shard, Iterable[Batch]], Outcome]
@@ -60,7 +60,10 @@ def do(
     total, count = shards[-1].stop if shards else 0, sum(shard.stop - shard.start for shard in done)
     for shard in left:
         note_failures(out, shard, ())  # of a worker that died before its shard was complete
-    failed = len(failures_of(out, done))
+    known = failures_of(out, done)
+    if left and (out / ALL_ERRORS).exists():  # shards of a finished run were lost: what it says of them does not count
+        write_failures(out / ALL_ERRORS, known)
+    failed = len(known)
     check_failed(failed, max_errors, out)
     if progress is not None:
         progress("images", count, total)
