@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from drnet_captum.engine import lean
+from drnet_captum.engine import lean, waiting
 
 torch.set_num_threads(1)
 
@@ -27,3 +27,5 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def every_node_lean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors are recorded as large ones are."""
     monkeypatch.setattr(lean, "SMALL", 0)
+    monkeypatch.setattr(waiting, "LARGE", 0)
+    monkeypatch.setattr(waiting, "WORTH", 0)

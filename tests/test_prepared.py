@@ -9,7 +9,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from drnet_captum.engine.prepared import NORMS, clean, fold_constants, is_random, prepare, with_norm, written
+from drnet_captum.engine.prepared import NORMS, clean, fold_constants, is_random, prepare, written
+from drnet_captum.engine.waiting import with_norm
 
 aten = torch.ops.aten
 

@@ -7,6 +7,7 @@ those, so these nodes save the weight (which exists anyway), a scale, or the swi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +15,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drnet_captum.engine.state import is_autocast
+from drnet_captum.engine.waiting import Waiting, is_worth_it, may_be_worth_it
 
 aten = torch.ops.aten
 SMALL = 1 << 17  # numbers; the nodes of smaller tensors save less than they cost
+WIDE = (torch.float32, torch.float64)  # in which a norm may join a convolution: others would round the scaled weight
 HEAVY = 8  # times as many numbers in the weight as in the image: laying the weight out costs more than the image
 
 
-def pays(x: Tensor, small: int) -> bool:
-    """Whether a tensor is large enough for a lean node to pay."""
-    return x.numel() >= small
+@dataclass(frozen=True)
+class Terms:
+    """When a lean form is taken.
+
+    Attributes:
+        small: how many numbers a tensor has, at least, for a lean node to pay.
+        waits: a batch norm is expected next.
+    """
+
+    small: int
+    waits: bool = False
+
+    def pays(self, x: Tensor) -> bool:
+        """Whether a tensor is large enough for a lean node to pay."""
+        return x.numel() >= self.small
 
 
 def placeholder(shape: torch.Size, memory_format: torch.memory_format, like: Tensor) -> Tensor:
@@ -42,8 +57,19 @@ class Convolution(torch.autograd.Function):
     """Convolution by a weight that needs no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-        output = convolve(x, weight, bias, *geometry)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        waits: bool = False,
+    ) -> Tensor:
+        geometry = stride, padding, dilation, groups
+        output = (waiting if waits else convolve)(x, weight, bias, *geometry)
         ctx.save_for_backward(weight)
         ctx.shape, ctx.format, ctx.geometry = x.shape, memory_format_of(x), geometry
         ctx.scale = None  # of a batch norm folded in
@@ -57,7 +83,7 @@ class Convolution(torch.autograd.Function):
             weight = (weight * ctx.scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
         stride, padding, dilation, groups = ctx.geometry
         if is_stem(g, weight, stride, dilation, groups):
-            return by_phases(g, weight, stride[0], padding, ctx.shape), None, None, None, None, None, None
+            return by_phases(g, weight, stride[0], padding, ctx.shape), *[None] * 7
         is_plain = ctx.format == torch.contiguous_format or is_heavy(weight, ctx.shape, g)
         x = placeholder(ctx.shape, torch.contiguous_format if is_plain else ctx.format, g)
         g = g.contiguous() if is_plain else g
@@ -65,7 +91,7 @@ class Convolution(torch.autograd.Function):
         grad = aten.convolution_backward(
             g, x, weight, None, stride, padding, dilation, False, zeros, groups, [True, False, False]
         )[0]
-        return grad, None, None, None, None, None, None
+        return grad, *[None] * 7
 
 
 def convolve(
@@ -87,6 +113,28 @@ def convolve(
     zeros = (0,) * len(stride)
     result: Tensor = torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
     return result.contiguous(memory_format=layout) if layout == torch.channels_last else result
+
+
+def waiting(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """The same, later, if the output is large enough."""
+    sides = [
+        (side + 2 * p - d * (k - 1) - 1) // s + 1
+        for side, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    shape = torch.Size((len(x), len(weight), *sides))
+    geometry = stride, padding, dilation, groups
+    if min(sides) < 1 or not is_worth_it(shape, weight):
+        return convolve(x, weight, bias, *geometry)
+    like = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=memory_format_of(x))
+    return Waiting(lambda w, b: convolve(x, w, b, *geometry), weight, bias, like, x.device)
 
 
 def is_whole(
@@ -135,7 +183,9 @@ class BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
         ctx.scale = scale.view(-1, *[1] * (x.dim() - 2))  # (C, 1, …)
-        ctx.folded = False
+        ctx.folded = False  # in the backward pass
+        if isinstance(x, Waiting):
+            return x.joined(mean, var, weight, bias, eps)
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -162,7 +212,7 @@ class MaxPool2d(torch.autograd.Function):
 
 
 def convolution(
-    small: int,
+    terms: Terms,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -181,15 +231,16 @@ def convolution(
         bias = None if bias is None else bias.to(dtype)
     if is_whole(weight, input.shape, *geometry[1:]):
         return F.linear(input.flatten(1), weight.flatten(1), bias).view(len(input), -1, *[1] * n)
+    waits = terms.waits and may_be_worth_it(input, weight) and input.dtype in WIDE and not is_autocast(input.device)
     if not input.requires_grad:
-        return convolve(input, weight, bias, *geometry)
-    if not (pays(input, small) or is_heavy(weight, input.shape, input)):
+        return (waiting if waits else convolve)(input, weight, bias, *geometry)
+    if not (terms.pays(input) or is_heavy(weight, input.shape, input)):
         return None
-    return Convolution.apply(input, weight, bias, *geometry)  # type: ignore[no-any-return]
+    return Convolution.apply(input, weight, bias, *geometry, waits)  # type: ignore[no-any-return]
 
 
 def batch_norm(
-    small: int,
+    terms: Terms,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -199,15 +250,17 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if not (input.requires_grad and pays(input, small)) or training or running_mean is None or running_var is None:
+    if training or running_mean is None or running_var is None or (weight is not None and weight.requires_grad):
         return None
-    if weight is not None and weight.requires_grad:
+    if isinstance(input, Waiting) and not input.requires_grad:
+        return input.joined(running_mean, running_var, weight, bias, eps)
+    if not (input.requires_grad and (isinstance(input, Waiting) or terms.pays(input))):
         return None
     return BatchNorm.apply(input, running_mean, running_var, weight, bias, eps)  # type: ignore[no-any-return]
 
 
 def max_pool2d(
-    small: int,
+    terms: Terms,
     input: Tensor,
     kernel_size: int | tuple[int, ...],
     stride: int | tuple[int, ...] | None = None,
@@ -216,7 +269,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    if not (input.requires_grad and pays(input, small)) or return_indices or input.dim() != 4:
+    if not (input.requires_grad and terms.pays(input)) or return_indices or input.dim() != 4:
         return None
     kernel = times(2, kernel_size)
     stride = kernel if not stride else times(2, stride)
@@ -229,7 +282,7 @@ def times(n: int, value: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 #: The lean form of a call, by the name of the torch function; None where it has none, and the plain call serves. Its
-#: first argument is how many numbers a tensor has, at least, for a lean node to pay.
+#: first argument says where that pays.
 LAYERS: dict[str, Callable[..., Tensor | None]] = {
     "conv1d": convolution,
     "conv2d": convolution,

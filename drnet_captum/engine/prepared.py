@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from drnet_captum.engine.waiting import with_norm
+
 aten = torch.ops.aten
 NORMS = {
     aten.native_batch_norm.default,
@@ -185,37 +187,9 @@ def fold_norm(module: fx.GraphModule, norm: fx.Node) -> None:
     with module.graph.inserting_before(convolution):
         convolution.args = (
             convolution.args[0],
-            constant(module, weight),
+            constant(module, torch.empty_like(kernel).copy_(weight)),  # in the layout that was chosen for the kernels
             constant(module, bias),
             *convolution.args[3:],
         )
     for item in list(norm.users):
         item.replace_all_uses_with(given["input"])
-
-
-def with_norm(
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Weight (O, I, …) and bias (O,) of a convolution with a batch norm in it; worked out in float32 or better.
-
-    Example:
-        >>> import torch
-        >>> one = torch.ones(1)
-        >>> with_norm(torch.full((1, 1, 1, 1), 6.0), one, 2 * one, 4 * one, None, one, 0.0)
-        (tensor([[[[3.]]]]), tensor([0.5000]))
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    scale = torch.rsqrt(var.to(wide) + eps)
-    if gamma is not None:
-        scale = gamma.to(wide) * scale
-    shift = -mean.to(wide) if bias is None else bias.to(wide) - mean.to(wide)
-    shift = shift * scale if beta is None else shift * scale + beta.to(wide)
-    scaled = (weight.to(wide) * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-    # In the layout of the weight, which was chosen for the kernels.
-    return torch.empty_like(weight).copy_(scaled), shift.to(weight.dtype)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from drnet_captum.engine import lean
 from drnet_captum.engine.activations import ACTIVATIONS, Activation, Unary
 from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
 from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch, derivative_of
+from drnet_captum.engine.waiting import LOOKS, Waiting
 
 ALIASES = {
     "multiply": "mul",
@@ -58,20 +61,30 @@ class Recording(TorchFunctionMode):
     def __init__(self, switch: Switch, ruled: bool = True, small: int | None = None) -> None:
         super().__init__()
         self.switch = switch
-        self._ruled, self._small = ruled, lean.SMALL if small is None else small
+        self._ruled = ruled
+        self._terms = lean.Terms(lean.SMALL if small is None else small)
+        self.before_norms: frozenset[int] = frozenset()  # ids of weights whose convolutions wait for a batch norm
+        self._waiting: Waiting | None = None  # what the last call put out
         self.gates: set[Any] = set()  # autograd nodes that look like activations and are gates
         self._ledger = Ledger()
 
     def forget(self) -> None:
         """Drop what is only of use while the model runs."""
-        self._ledger = Ledger()
+        self._ledger, self._waiting = Ledger(), None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._waiting is not None:
+            if func in LOOKS:
+                return func(*args, **kwargs)
+            joined = self._joined(func, args, kwargs)
+            if joined is not None:
+                return joined
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        waits = len(args) > 1 and id(args[1]) in self.before_norms
         # Leaves that require gradients are parameters (the tape's own leaves never come here): constants to us.
         args = tuple([constant(a) if isinstance(a, CONTAINERS) else a for a in args])
         if kwargs:
@@ -80,16 +93,29 @@ class Recording(TorchFunctionMode):
         if name in ("register_hook", "retain_grad"):
             self.switch.in_place = False  # the model keeps gradients
         if name in ACTIVATIONS:
-            if not self._ruled and args and not lean.pays(args[0], self._small):
+            if not self._ruled and args and not self._terms.pays(args[0]):
                 return func(*args, **kwargs)
             return self._activation(name, inplace, func, args, kwargs)
         if self._ruled and name in ARITHMETIC and not kwargs:
             return self._arithmetic(name, inplace, func, args)
         if name in lean.LAYERS and args:
-            result = lean.LAYERS[name](self._small, *args, **kwargs)
+            terms = replace(self._terms, waits=True) if waits else self._terms
+            result = lean.LAYERS[name](terms, *args, **kwargs)
+            if isinstance(result, Waiting):
+                self._waiting = result
             if result is not None:
                 return result
         return func(*args, **kwargs)
+
+    def _joined(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The batch norm of the convolution that waits for it. Any other call ends the waiting."""
+        waiting, self._waiting = self._waiting, None
+        assert waiting is not None
+        if func is F.batch_norm and args and args[0] is waiting:
+            rest = {key: constant(value) for key, value in kwargs.items()}
+            return lean.batch_norm(self._terms, waiting, *map(constant, args[1:]), **rest)
+        waiting.values()  # now, as the call may write into what the convolution reads
+        return None
 
     def _activation(
         self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,7 +124,7 @@ class Recording(TorchFunctionMode):
         if (
             found is None
             or not found.z.requires_grad
-            or not (self._ruled or (found.is_piecewise and lean.pays(found.z, self._small)))
+            or not (self._ruled or (found.is_piecewise and self._terms.pays(found.z)))
         ):
             return func(*args, **kwargs)
         inplace = inplace or found.inplace
@@ -146,8 +172,10 @@ class Recording(TorchFunctionMode):
 
 
 def constant(value: Any) -> Any:
-    """A parameter out of the graph; lists of them too, as recurrent layers pass them."""
+    """A parameter out of the graph; lists of them too, as recurrent layers pass them. What waits, as it is needed."""
     if isinstance(value, Tensor):
+        if type(value) is Waiting:
+            return value.settled()
         return value.detach() if value.requires_grad and value.is_leaf else value
     if type(value) in (list, tuple) and any(isinstance(v, Tensor) for v in value):
         return type(value)(constant(v) for v in value)

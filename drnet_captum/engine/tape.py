@@ -26,6 +26,7 @@ from drnet_captum.engine.state import check_parameters, differentiable, kept, wi
 from drnet_captum.engine.taps import tapped
 from drnet_captum.engine.targets import check_output
 from drnet_captum.engine.unwrap import eager, uncompiled
+from drnet_captum.engine.waiting import before_norms
 
 CHECKPOINTED = (
     "the model recomputes parts of its forward pass in the backward pass, where they cannot be recorded: "
@@ -127,8 +128,11 @@ class Tape:
             copies = tuple(c.clone() if c is v else c for c, v in zip(copies, self.inputs, strict=True))
             try:
                 casting = self.running.casting(values[0].device)
-                with tapped(self.modules, self.at_layer_inputs) as self._kept, casting, self._recording:
-                    output = self.model(*copies, *additional)
+                with tapped(self.modules, self.at_layer_inputs) as self._kept, casting:
+                    if not self.captured:  # graphs that are written down are gone over as a whole
+                        self._recording.before_norms = before_norms(self.model)
+                    with self._recording:
+                        output = self.model(*copies, *additional)
                 output = self._widened(check_output(output))
             finally:
                 self._recording.forget()
