@@ -148,6 +148,13 @@ def in_place_of_what_is_read(self, x):
     return self.norm(y) + x[:, :1]
 
 
+def out_of_sight(self, x):
+    y = self.conv(x)
+    with torch._C.DisableTorchFunction():  # as kernels that others wrote
+        beside = y.sigmoid()
+    return self.norm(y) + beside
+
+
 READERS = {
     "shape first": (lambda self, x: self.norm(_seen(self.conv(x))), 1, 0),
     "two norms": (lambda self, x: (lambda y: self.norm(y) + 2 * self.norm(y))(self.conv(x)), 1, 1),
@@ -160,6 +167,7 @@ READERS = {
     "a part written into": (lambda self, x: self.norm(_first_zero(self.conv(x))), 0, 1),
     "own function": (lambda self, x: (lambda y: Own.apply(y) + self.norm(y))(self.conv(x)), 0, 1),
     "scripted": (lambda self, x: (lambda y: scripted(y) + self.norm(y))(self.conv(x)), 0, 1),
+    "out of sight": (out_of_sight, 0, 1),
     "no grad": (no_grad_beside, 0, 1),
     "its input is written into": (in_place_of_what_is_read, 0, 1),
     "norm not used": (lambda self, x: self.conv(x), 0, 1),

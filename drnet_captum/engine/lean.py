@@ -69,7 +69,7 @@ class Convolution(torch.autograd.Function):
         waits: bool = False,
     ) -> Tensor:
         geometry = stride, padding, dilation, groups
-        output = (waiting if waits else convolve)(x, weight, bias, *geometry)
+        output = (convolve_later if waits else convolve)(x, weight, bias, *geometry)
         ctx.save_for_backward(weight)
         ctx.shape, ctx.format, ctx.geometry = x.shape, memory_format_of(x), geometry
         ctx.scale = None  # of a batch norm folded in
@@ -115,7 +115,7 @@ def convolve(
     return result.contiguous(memory_format=layout) if layout == torch.channels_last else result
 
 
-def waiting(
+def convolve_later(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -124,7 +124,7 @@ def waiting(
     dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:
-    """The same, later, if the output is large enough."""
+    """The same, when it is read; if the output is large enough for a norm to be worth joining."""
     sides = [
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -233,7 +233,7 @@ def convolution(
         return F.linear(input.flatten(1), weight.flatten(1), bias).view(len(input), -1, *[1] * n)
     waits = terms.waits and may_be_worth_it(input, weight) and input.dtype in WIDE and not is_autocast(input.device)
     if not input.requires_grad:
-        return (waiting if waits else convolve)(input, weight, bias, *geometry)
+        return (convolve_later if waits else convolve)(input, weight, bias, *geometry)
     if not (terms.pays(input) or is_heavy(weight, input.shape, input)):
         return None
     return Convolution.apply(input, weight, bias, *geometry, waits)  # type: ignore[no-any-return]

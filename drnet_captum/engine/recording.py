@@ -111,7 +111,7 @@ class Recording(TorchFunctionMode):
         """The batch norm of the convolution that waits for it. Any other call ends the waiting."""
         waiting, self._waiting = self._waiting, None
         assert waiting is not None
-        if func is F.batch_norm and args and args[0] is waiting:
+        if func is F.batch_norm and args and args[0] is waiting and not waiting.is_settled:
             rest = {key: constant(value) for key, value in kwargs.items()}
             return lean.batch_norm(self._terms, waiting, *map(constant, args[1:]), **rest)
         waiting.values()  # now, as the call may write into what the convolution reads

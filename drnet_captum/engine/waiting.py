@@ -69,9 +69,6 @@ class Waiting(Tensor):
         made._alone = made._whole = None
         return made
 
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
     @property
     def is_settled(self) -> bool:
         """Whether its values are worked out: it is too late for a norm to join."""
