@@ -1,6 +1,6 @@
-"""README's tables, from the results files and the registry.
+"""The tables of README and of benchmarks/README, from the results files and the registry.
 
-python -m benchmarks.report          # rewrites the tables between README's markers, and the plots in docs/
+python -m benchmarks.report          # rewrites the tables between the markers, and the plots in docs/
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from benchmarks.pairs import RESULTS
 from benchmarks.plot_throughput import plot
 from benchmarks.report_detection import detection_speed_table, detection_table
 from benchmarks.report_faithfulness import faithfulness_table
+from benchmarks.report_goals import goals_block
 from benchmarks.report_growth import growth_lines
 from benchmarks.report_scale import scale_block
-from benchmarks.report_throughput import speed_block
+from benchmarks.report_throughput import speed_tables
 
 README = Path(__file__).parents[1] / "README.md"
+PAGES = (README, Path(__file__).parent / "README.md")
 DOCS = README.parent / "docs"
 
 
@@ -217,14 +219,15 @@ def speed_results() -> dict[str, list[dict[str, Any]]]:
 
 
 def filled(text: str) -> str:
-    """README with its tables made anew, those that it has markers for."""
+    """A page with its tables made anew, those that it has markers for."""
     kinds = {"plain": "", "trained on for sparse norms": "_sparse"}
 
     def of_kinds(name: str) -> dict[str, dict[str, Any]]:
         return {title: latest(f"{name}_vgg16_bn_fashion-mnist{kind}.json") for title, kind in kinds.items()}
 
     tables: dict[str, Callable[[], str]] = {
-        "speed": lambda: speed_block(speed_results()),
+        "speed": lambda: goals_block(speed_results()),
+        "speed by model": lambda: speed_tables(speed_results()),
         "layers": lambda: layers_table(latest("layers_*.json")),
         "grounding": lambda: grounding_table(latest("grounding.json")),
         "dissection": lambda: dissection_table(latest("dissect_cpu_*.json", "dissection_cpu_*.json")),
@@ -233,6 +236,7 @@ def filled(text: str) -> str:
         "detection": lambda: detection_table(latest("detection_localisation.json")),
         "detection speed": lambda: detection_speed_table(latest("drise_cpu_*.json", "detection_speed_cpu.json")),
         "faithfulness": lambda: faithfulness_table(latest("faithfulness*.json")),
+        "faithfulness with intervals": lambda: faithfulness_table(latest("faithfulness*.json"), intervals=True),
         "growth": lambda: growth_lines(latest("growth_cpu_*.json")),
         "scale": lambda: scale_block(latest("scale_cpu_*.json")),
         "methods": methods_table,
@@ -245,8 +249,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README's tables, and the plots of speed and growth."""
-    README.write_text(filled(README.read_text()))
+    """Rewrite the pages' tables, and the plots of speed and growth."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
     for device, files in speed_results().items():
         throughput = [found for found in files if found["suite"] == "throughput"]
         if throughput:

@@ -7,7 +7,7 @@ from typing import Any
 ARROWS = {"higher": "↑", "lower": "↓", "zero": "→ 0"}
 
 
-def faithfulness_table(results: dict[str, Any]) -> str:
+def faithfulness_table(results: dict[str, Any], intervals: bool = False) -> str:
     """Rows methods, then the maps that know nothing; columns measures, the best method of each in bold."""
     rows, where = [r for r in results["rows"] if "status" not in r], results["environment"]
     measures = {r["measure"]: r["better"] for r in rows}
@@ -24,7 +24,7 @@ def faithfulness_table(results: dict[str, Any]) -> str:
     ]
     for case, head in cases.items():
         found = [cells.get((case, measure)) for measure in measures]
-        texts = [_cell(r, best[measure]) for r, measure in zip(found, measures, strict=True)]
+        texts = [_cell(r, best[measure], intervals) for r, measure in zip(found, measures, strict=True)]
         title = f"*{head['title']}*" if head["baseline"] else head["title"]
         lines.append(f"| {title} | {' | '.join(texts)} |")
     few = list(dict.fromkeys(r["title"] for r in rows if r["photos"] < len(where["photos"])))
@@ -32,8 +32,9 @@ def faithfulness_table(results: dict[str, Any]) -> str:
     out = [f"{r['title']}, {r['measure']} ({r['status']})" for r in results["rows"] if "status" in r]
     left = f" Left out: {'; '.join(out)}." if out else ""
     source = f"{where['model']}, torch {where['torch']}, captum {where['captum']}, seed {where['seed']}"
+    spread = " (95 % bootstrap intervals)" if intervals else ""
     return "\n".join(lines) + (
-        f"\n\nMeans over {len(where['photos'])} photos (95 % bootstrap intervals); {source}. In italics: maps that "
+        f"\n\nMeans over {len(where['photos'])} photos{spread}; {source}. In italics: maps that "
         f"know nothing of the model.{note}{left}"
     )
 
@@ -43,9 +44,9 @@ def _mean(row: dict[str, Any]) -> float:
     return float(f"{row['mean']:.3g}")
 
 
-def _cell(row: dict[str, Any] | None, best: float | None) -> str:
+def _cell(row: dict[str, Any] | None, best: float | None, interval: bool) -> str:
     if row is None:
         return ""
     mean = f"{_mean(row):g}"
     mean = f"**{mean}**" if not row["baseline"] and _mean(row) == best else mean
-    return f"{mean} ({row['low']:.2g}–{row['high']:.2g})"
+    return f"{mean} ({row['low']:.2g}–{row['high']:.2g})" if interval else mean

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.layers import Grid, Verdict, final_positions, good_layer, grid_of, judge, smallest, summary
 from benchmarks.pairs import Ratio, paired, ratio_of, timed
 from benchmarks.records import MERGED, SCHEMA
-from benchmarks.report import README, RESULTS, filled, layers_table
+from benchmarks.report import PAGES, README, RESULTS, filled, layers_table
 from drnet_captum import methods
 
 MEASURED = {"case", "model", "measure", "median", "low", "high", "pairs"}
@@ -225,9 +225,10 @@ def test_counts_are_those_of_the_models():
         assert json.loads(file.read_text())["rows"] == summary(read)
 
 
-def test_readme_says_what_the_results_say():
+def test_pages_say_what_the_results_say():
+    for page in PAGES:
+        assert filled(page.read_text()) == page.read_text()
     text = README.read_text()
-    assert filled(text) == text
     for method in methods().values():
         assert f"`{method.name}`" in text
 

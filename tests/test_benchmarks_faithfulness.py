@@ -183,7 +183,8 @@ def test_table():
         {"case": "c", "title": "C", "measure": "all", "status": "not defined for this model: why"},
     ]
     where = {"photos": ["x", "y", "z"], "model": "m", "torch": "t", "captum": "c", "seed": 0}
-    lines = faithfulness_table({"rows": found, "environment": where}).splitlines()
+    assert "| A | 0.5 | **0.3** | -0.4 |" in faithfulness_table({"rows": found, "environment": where})
+    lines = faithfulness_table({"rows": found, "environment": where}, intervals=True).splitlines()
     assert lines[:2] == ["| method | insertion ↑ | deletion ↓ | top → 0 |", "|---|---|---|---|"]
     assert lines[2] == "| A | 0.5 (0.4–0.6) | **0.3** (0.2–0.4) | -0.4 (-0.5–-0.3) |"
     assert lines[3] == "| B | **0.6** (0.5–0.7) | **0.3** (0.2–0.4) | **0.2** (0.1–0.3) |"

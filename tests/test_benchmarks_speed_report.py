@@ -7,6 +7,7 @@ from PIL import Image
 
 from benchmarks import plot_throughput as plots
 from benchmarks import report
+from benchmarks import report_goals as goals
 from benchmarks import report_throughput as speed
 from benchmarks.comparison import BACKWARD, CAPTUM, CAPTUM_AUTOCAST, CAPTUM_FLOAT32, FORWARD, NOTHING, Comparison
 from benchmarks.pairs import Ratio
@@ -28,13 +29,13 @@ def test_goals_are_geometric_means_over_the_cnns():
     rows += [made(model, "grad_cam", 4.0, measure="peak memory", spread=1.0) for model in CNNS]
     rows += [made(model, "guided_backprop", 1.2, spread=0.1) for model in CNNS]
     rows += [made("swin_tiny", "grad_cam", 99.0), made(CNNS[0], "grad_cam", 99.0, batch=64)]
-    table = speed.goals_table(speed.CPU_GOALS, rows, "cpu")
+    table = goals.goals_table(goals.CPU_GOALS, rows, "cpu")
     assert "| Grad-CAM: time | 1.1× | **2.00×** (2.00–2.00) | met |" in table
     assert "| Grad-CAM: peak memory | at most 0.4× | **0.25×** (0.20–0.33) | met |" in table
     assert "| Guided Backprop: time | 1.25× | **1.20×** (1.10–1.30) | not shown either way |" in table
-    assert "| Guided Grad-CAM: time | 1.7× | not measured; run `python -m benchmarks throughput panel memory" in table
+    assert "| Guided Grad-CAM: time | 1.7× | not measured | |" in table
     rows = [row for row in rows if row["model"] != CNNS[3]]
-    assert "| Grad-CAM: time | 1.1× | not measured" in speed.goals_table(speed.CPU_GOALS, rows, "cpu")
+    assert "| Grad-CAM: time | 1.1× | not measured" in goals.goals_table(goals.CPU_GOALS, rows, "cpu")
 
 
 def test_goals_of_a_gpu_are_over_batch_sizes_too():
@@ -42,11 +43,11 @@ def test_goals_of_a_gpu_are_over_batch_sizes_too():
         made(model, "grad_cam", median, batch=batch) for model in CNNS for batch, median in ((8, 1), (64, 2), (256, 4))
     ]
     rows += [made(model, "grad_cam", 0.7, FORWARD, "best", batch) for model in CNNS for batch in (8, 64, 256)]
-    table = speed.goals_table(speed.GPU_GOALS, rows, "cuda")
+    table = goals.goals_table(goals.GPU_GOALS, rows, "cuda")
     assert "| Grad-CAM: time | 1.2× | **2.00×** (2.00–2.00); batch 8: 1.00×, 64: 2.00×, 256: 4.00× | met |" in table
     assert "| Grad-CAM, best mode, against the bare forward pass: time | 0.8× | **0.70×** (0.70–0.70); batch" in table
     assert table.count("missed") == 1
-    assert table.count("not measured; run `python -m benchmarks throughput panel memory --device cuda`") == 5
+    assert table.count("not measured") == 5
 
 
 def test_models_tables():
@@ -61,14 +62,33 @@ def test_models_tables():
         made("c", "grad_cam", 9.0, batch=64),
         Comparison("d", 8, "grad_cam", "same", CAPTUM).row("time", "out of memory"),
     ]
-    same = speed.models_table(rows, "same")
-    assert "| same precision, batch 8 | a | b |" in same
-    assert "| Grad-CAM: time | **1.50×** (1.40–1.60), 0.90 of the bound |  |" in same
-    assert "| Grad-CAM: peak memory | **0.25×** (0.25–0.25) |  |" in same
-    assert "| Guided Backprop: time |  | **2.00×** (2.00–2.00) † |" in same
-    best = speed.models_table(rows, "best")
-    assert "| Guided Backprop: time | **1.10×** (1.10–1.10), **3.00×** (3.00–3.00), 0.80 of the bound |" in best
-    assert speed.models_table(rows, "best, not compiled") == ""
+    same = speed.models_table(rows, "same", "time", 8)
+    assert same.startswith("**Same precision, batch 8: time**; then the share of the bare passes' throughput")
+    assert "| | Grad-CAM | Guided Backprop |\n|---|---|---|\n" in same
+    assert "| a | **1.50×** (1.40–1.60); 0.90 |  |" in same
+    assert "| b |  | **2.00×** (2.00–2.00) † |" in same and "| c |" not in same and "| d |" not in same
+    memory = speed.models_table(rows, "same", "peak memory", 8)
+    assert memory.startswith("**Same precision, batch 8: peak memory**\n") and "| a | **0.25×** (0.25–0.25) |" in memory
+    assert "| c | **9.00×** (9.00–9.00) |" in speed.models_table(rows, "same", "time", 64)
+    best = speed.models_table(rows, "best", "time", 8)
+    assert "| b | **1.10×** (1.10–1.10); **3.00×** (3.00–3.00); 0.80 |" in best
+    assert speed.models_table(rows, "best, not compiled", "time", 8) == ""
+
+
+def test_other_libraries():
+    rows = [
+        made("a", "grad_cam", 1.5),
+        made("a", "grad_cam", 1.2, "torchcam"),
+        made("a", "grad_x_image", 1.3, "zennit", spread=0.1),
+        made("b", "grad_x_image", 0.9, "zennit", batch=1),
+        Comparison("c", 8, "grad_cam", "same", "torchcam").row("time", "not installed"),
+    ]
+    table = speed.peers_table(rows)
+    assert "| model | batch | library | Grad-CAM | gradient × image |\n|---|---|---|---|---|\n" in table
+    assert "| a | 8 | torchcam | **1.20×** (1.20–1.20) |  |" in table
+    assert "| a | 8 | zennit |  | **1.30×** (1.20–1.40) |" in table
+    assert "| b | 1 | zennit |  | **0.90×** (0.90–0.90) |" in table and "| c |" not in table
+    assert speed.peers_table(rows[:1]) == ""
 
 
 def test_rows_that_are_slower_are_named():
@@ -77,27 +97,38 @@ def test_rows_that_are_slower_are_named():
         made("b", "grad_cam", 0.9, spread=0.2),
         made("c", "grad_cam", 0.5, FORWARD),
         made("d", "grad_cam", 0.5, CAPTUM_AUTOCAST, "best"),
-        made("e", "deconvnet", 2.0, agrees=False, why="reason"),
+        made("e", "deconvnet", 2.0, agrees=False, why="one reason; another"),
+        made("e", "guided_backprop", 0.5, agrees=False, why="one reason", batch=1),
         made("f", "grad_cam", 2.0, CAPTUM_FLOAT32, "best", closeness={"rank_correlation": 0.97}),
         made("g", "deconvnet", 2.0, CAPTUM_FLOAT32, "best", closeness={"pooled_correlation": 0.99}),
     ]
-    slower, why, ranks, pooled = speed.notes(rows)
-    assert slower == "Slower than Captum in 1 rows of the same precision: Grad-CAM, a, batch 8: 0.90×."
-    assert why.startswith("†") and why.endswith(": reason.")
+    why, ranks, pooled = speed.notes(rows)
+    assert why.startswith("†") and why.endswith(": one reason; another.")
     assert ranks.endswith("0.970 at least (goal 0.98: missed).") and pooled.endswith("(goal 0.98: met).")
-    assert speed.notes(rows[1:2]) == ["Slower than Captum in 0 rows of the same precision."]
+    table = speed.slower_table(rows)
+    assert table.startswith("**Slower than Captum in 2 of 4 rows of the same precision**")
+    assert "| a | 8 | Grad-CAM | **0.90×** (0.85–0.95) |" in table and "| b |" not in table
+    assert "| e | 1 | Guided Backprop | **0.50×** (0.50–0.50) † |" in table
+    assert speed.notes(rows[1:2]) == []
+    assert speed.slower_table(rows[1:2]) == "Slower than Captum in no row of the same precision."
 
 
-def test_the_block_says_what_is_not_measured():
-    block = speed.speed_block({})
+def test_the_blocks_say_what_is_not_measured():
+    block = goals.goals_block({})
     for device in ("cpu", "cuda"):
-        assert f"run `python -m benchmarks throughput panel memory --device {device}`" in block
-    assert "Median" not in block
+        assert f"`python -m benchmarks throughput panel memory --device {device}` does it" in block
+    assert "Median" not in block and speed.speed_tables({}) == ""
     where = WHERE | {"tf32": {"matmul": False, "cudnn": True}}
-    rows = [made("a", "grad_cam", 1.5)]
-    block = speed.speed_block({"cuda": [{"environment": where, "rows": rows}, {"environment": where, "rows": []}]})
-    assert "| same precision, batch 8 | a |" in block and "TF32 matmul False, cudnn True." in block
-    assert "--device cpu` |" in block
+    results = {
+        "cuda": [{"environment": where, "rows": [made("a", "grad_cam", 1.5)]}, {"environment": where, "rows": []}]
+    }
+    block = goals.goals_block(results)
+    assert (
+        "--device cpu` does it" in block and "--device cuda" not in block and "TF32 matmul False, cudnn True." in block
+    )
+    tables = speed.speed_tables(results)
+    assert tables.startswith("### GPU\n") and "TF32 matmul False, cudnn True." in tables
+    assert "| a | **1.50×** (1.50–1.50) |" in tables and tables.endswith("in no row of the same precision.")
 
 
 def test_results_are_the_newest_and_no_quick_ones(tmp_path, monkeypatch):
