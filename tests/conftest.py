@@ -29,3 +29,21 @@ def every_node_lean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean, "SMALL", 0)
     monkeypatch.setattr(waiting, "LARGE", 0)
     monkeypatch.setattr(waiting, "WORTH", 0)
+
+
+@pytest.fixture(scope="session")
+def labelled_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 21 photos in three classes."""
+    from data_sets import make_photos
+
+    return make_photos(tmp_path_factory.mktemp("photos"), 21)
+
+
+@pytest.fixture(scope="session")
+def explained_photos(labelled_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of ``explain_small`` over them."""
+    from data_sets import explain_small
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    explain_small(labelled_photos, out)
+    return out

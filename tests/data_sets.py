@@ -10,7 +10,9 @@ from torch import nn
 from torchvision import transforms
 
 from drnet_captum.data import ModelCard
+from drnet_captum.scale import explain_dataset
 
+METHODS = ("grad_cam", "saliency")
 SIDE, CLASSES = 32, ("bar", "disc", "wall")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,6 +41,12 @@ def card(side=SIDE):
         transforms.Normalize(MEAN, STD),
     ]
     return ModelCard("small", (3, side, side), MEAN, STD, transforms.Compose(steps), CLASSES)
+
+
+def explain_small(source, out, **options):
+    """A run with the small model."""
+    options = {"methods": METHODS, "card": card(), "batch_size": 4, "rows_per_shard": 8, "threads": 1} | options
+    return explain_dataset(source, Small().eval(), out=out, **options)
 
 
 def make_photos(folder: Path, count: int, classes=CLASSES) -> Path:

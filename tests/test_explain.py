@@ -57,6 +57,36 @@ def test_interpolation_modes(name, mode):
     assert_close(found[name], one_by_one(name, model, x, 1, mode))
 
 
+@pytest.mark.parametrize(
+    "methods, compile",
+    [
+        (["grad_cam"], False),
+        (["grad_cam"], True),
+        (["saliency", "cam"], False),
+        (["eigen_cam"], False),
+        (["rise"], False),
+    ],
+)
+def test_scores_are_the_models_answer(methods, compile):
+    model, x = seeded(ConvNet).double(), images(2, dtype=torch.float64)
+    for classes in (None, [0, 2, 3]):
+        found = dc.explain(model, x, methods=methods, layer="relu2", classes=classes, compile=compile)
+        assert_close(found.scores, model(x).detach())
+        assert not found.scores.requires_grad
+        assert found.targets == (classes or [model(x).argmax(1).tolist()])
+
+
+def test_maps_as_large_as_the_layer():
+    model, x = seeded(ConvNet).double(), images(2, dtype=torch.float64)
+    names = [*LAYER_SIZE, "guided_grad_cam"]
+    found = dc.explain(model, x, 1, methods=names, layer="relu2", interpolate_mode="none")
+    for name in LAYER_SIZE:
+        maps = make(name, model).attribute(x, target=1)
+        assert maps.shape[2:] != x.shape[2:]
+        assert_close(found[name], maps.detach(), msg=lambda m, name=name: f"{name}: {m}")
+    assert_close(found["guided_grad_cam"], one_by_one("guided_grad_cam", model, x, 1))  # of the input's size anyway
+
+
 @pytest.mark.parametrize("classes", [[3, 0, 4], [[3, 0], [1, 2]], [2]])
 def test_several_classes_of_every_image(classes):
     model, x = seeded(ConvNet).double(), images(2, dtype=torch.float64)

@@ -1,15 +1,26 @@
-"""Data sets explained in this process: the numbers, odd files, and runs that stop and go on."""
+"""Data sets explained in this process: the numbers, odd files, mistakes."""
 
-import fcntl
 import json
-import shutil
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from data_sets import CLASSES, MEAN, STD, Small, card, make_odd, make_photos, map_of, no_room, rows_of, seen
+from data_sets import (
+    CLASSES,
+    MEAN,
+    METHODS,
+    STD,
+    Small,
+    card,
+    explain_small,
+    make_odd,
+    make_photos,
+    map_of,
+    rows_of,
+    seen,
+)
 from PIL import Image
 from torchvision import transforms
 
@@ -18,37 +29,18 @@ from drnet_captum.scale import decode, dissect_dataset, explain_dataset
 from drnet_captum.scale.decode import Decoder
 from drnet_captum.scale.rows import read_failures
 
-METHODS = ("grad_cam", "saliency")
 
-
-def run(source, out, **options):
-    options = {"methods": METHODS, "card": card(), "batch_size": 4, "rows_per_shard": 8, "threads": 1} | options
-    return explain_dataset(source, Small().eval(), out=out, **options)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"), 21)
-
-
-@pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run(photos, out)
-    return out
-
-
-def test_rows_are_what_explain_gives(photos, whole):
-    rows = rows_of(whole)
+def test_rows_are_what_explain_gives(labelled_photos, explained_photos):
+    rows = rows_of(explained_photos)
     assert [row["index"] for row in rows] == list(range(21))
-    assert [path.name for path in sorted((whole / "rows").iterdir())] == [
+    assert [path.name for path in sorted((explained_photos / "rows").iterdir())] == [
         "000000000-000000008.parquet",
         "000000008-000000016.parquet",
         "000000016-000000021.parquet",
     ]
     model = Small().eval()
     for row in rows:
-        x = seen(photos / row["path"])
+        x = seen(labelled_photos / row["path"])
         maps = dc.explain(model, x, methods=METHODS, interpolate_mode="none")
         probabilities = maps.scores.softmax(1)[0]
         assert CLASSES[row["label"]] == row["path"].split("/")[0]
@@ -68,30 +60,30 @@ def test_rows_are_what_explain_gives(photos, whole):
         torch.testing.assert_close(torch.tensor(row["grad_cam_pooled"]), pooled, rtol=1e-3, atol=1e-5)
 
 
-def test_the_manifest_says_what_was_done(whole):
-    manifest = json.loads((whole / "manifest.json").read_text())
+def test_the_manifest_says_what_was_done(explained_photos):
+    manifest = json.loads((explained_photos / "manifest.json").read_text())
     assert manifest["complete"] and manifest["methods"] == list(METHODS)
     assert manifest["model"]["classes"] == 3 and manifest["model"]["categories"] == list(CLASSES)
     assert manifest["source"]["images"] == 21 and manifest["source"]["labelled"]
     assert manifest["arguments"] | {"threads": 1, "batch_size": 4, "target": "predicted"} == manifest["arguments"]
     assert manifest["versions"]["torch"] == torch.__version__
-    assert not (whole / "errors").exists()
+    assert not (explained_photos / "errors").exists()
 
 
-def test_labels_are_explained_where_they_are_asked_for(photos, tmp_path):
-    run(photos, tmp_path / "run", target="label", methods="grad_cam", maps="none")
+def test_labels_are_explained_where_they_are_asked_for(labelled_photos, tmp_path):
+    explain_small(labelled_photos, tmp_path / "run", target="label", methods="grad_cam", maps="none")
     model = Small().eval()
     for row in rows_of(tmp_path / "run"):
         assert row["target"] == row["label"]
         with torch.no_grad():
-            expected = model(seen(photos / row["path"])).softmax(1)[0, row["label"]]
+            expected = model(seen(labelled_photos / row["path"])).softmax(1)[0, row["label"]]
         assert row["target_probability"] == pytest.approx(float(expected), rel=1e-4)
         assert "grad_cam_map" not in row and len(row["grad_cam_pooled"]) == 196
 
 
 def test_odd_files(tmp_path):
     expected = make_odd(tmp_path / "odd")
-    finished = run(tmp_path / "odd", tmp_path / "run")
+    finished = explain_small(tmp_path / "odd", tmp_path / "run")
     failures = {row["path"]: row["reason"] for row in parquet.read_table(tmp_path / "run/errors.parquet").to_pylist()}
     assert {row["path"] for row in rows_of(tmp_path / "run")} == {name for name, why in expected.items() if not why}
     assert set(failures) == {name for name, why in expected.items() if why} and finished.failed == 3
@@ -100,118 +92,23 @@ def test_odd_files(tmp_path):
     assert all(row["label"] is None for row in rows_of(tmp_path / "run"))
 
 
-def test_an_image_that_the_model_fails_on_spoils_no_other(photos, tmp_path, monkeypatch):
+def test_an_image_that_the_model_fails_on_spoils_no_other(labelled_photos, tmp_path, monkeypatch):
     class Fussy(Small):
         def forward(self, x):
             if float(x.detach()[:, 0].max()) > 2.0:
                 raise ValueError("too red for me")
             return super().forward(x)
 
-    inputs = {path: seen(path) for path in sorted(photos.rglob("*.jpg"))}
-    bright = {str(path.relative_to(photos)) for path, x in inputs.items() if float(x[:, 0].max()) > 2.0}
+    inputs = {path: seen(path) for path in sorted(labelled_photos.rglob("*.jpg"))}
+    bright = {str(path.relative_to(labelled_photos)) for path, x in inputs.items() if float(x[:, 0].max()) > 2.0}
     assert 0 < len(bright) < 21
     explain_dataset(
-        photos, Fussy().eval(), out=tmp_path / "run", card=card(), batch_size=4, rows_per_shard=8, threads=1
+        labelled_photos, Fussy().eval(), out=tmp_path / "run", card=card(), batch_size=4, rows_per_shard=8, threads=1
     )
     failures = read_failures(tmp_path / "run/errors.parquet")
     assert {failure.path for failure in failures} == bright
     assert all("too red" in failure.reason for failure in failures)
     assert len(rows_of(tmp_path / "run")) == 21 - len(bright)
-
-
-@pytest.mark.parametrize("stopped_at", [1, 2])
-def test_a_run_that_died_goes_on_to_the_same_rows(photos, whole, tmp_path, monkeypatch, stopped_at):
-    def die(what, done, total):
-        if done >= 8 * stopped_at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "run", progress=die)
-    assert len(list((tmp_path / "run/rows").iterdir())) == stopped_at
-    assert not json.loads((tmp_path / "run/manifest.json").read_text())["complete"]
-    (tmp_path / "run/rows/.000000016-000000021.parquet.abc.part").write_text("half")
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/rows").glob("0*")}
-    told = []
-    run(photos, tmp_path / "run", threads=None, progress=lambda what, done, total: told.append((what, done, total)))
-    assert told[0] == ("images", 8 * stopped_at, 21) and told[-1] == ("images", 21, 21)
-    assert rows_of(tmp_path / "run") == rows_of(whole)
-    assert {path.name for path in (tmp_path / "run/rows").iterdir()} == {
-        path.name for path in (whole / "rows").iterdir()
-    }
-    assert all((tmp_path / "run/rows" / name).stat().st_mtime_ns == at for name, at in done.items())
-
-
-def test_a_finished_run_is_not_done_again(photos, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("drnet_captum.scale.explanation_run.do", lambda *args, **kwargs: pytest.fail("done again"))
-    finished = run(photos, whole)
-    assert finished.images == 21 and finished.failed == 0 and finished.manifest["complete"]
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"methods": "grad_cam"}, r"methods: \['grad_cam', 'saliency'\] there, \['grad_cam'\] here"),
-        ({"batch_size": 8}, "arguments.batch_size: 4 there, 8 here"),
-        ({"maps": "none"}, "arguments.maps: 'full' there, 'none' here"),
-        ({"threads": 2}, "arguments.threads: 1 there, 2 here"),
-        ({"layer": "features.1"}, "arguments.layer: None there, 'features.1' here"),
-        ({"precision": "bfloat16"}, "arguments.precision: None there, 'bfloat16' here"),
-    ],
-)
-def test_other_arguments_are_refused(photos, whole, options, message):
-    before = (whole / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match=message):
-        run(photos, whole, **options)
-    assert (whole / "manifest.json").read_bytes() == before
-
-
-def test_other_images_or_weights_are_refused(photos, whole, tmp_path):
-    shutil.copytree(photos, tmp_path / "photos")
-    next((tmp_path / "photos").rglob("*.jpg")).unlink()
-    with pytest.raises(ValueError, match=r"source\.fingerprint"):
-        run(tmp_path / "photos", whole)
-    model = Small().eval()
-    model.head.weight.data[0, 0] += 1
-    with pytest.raises(ValueError, match=r"model\.fingerprint"):
-        explain_dataset(photos, model, METHODS, out=whole, card=card(), batch_size=4, rows_per_shard=8, threads=1)
-
-
-def test_a_worker_that_died_between_its_two_files(tmp_path):
-    """What it noted of failures counts once, and not at all where the images can be read now."""
-    make_odd(tmp_path / "odd")
-    with pytest.raises(ValueError, match="3 images failed"):
-        run(tmp_path / "odd", tmp_path / "run", max_errors=1)
-    (rows,) = (tmp_path / "run/rows").iterdir()
-    rows.unlink()
-    assert run(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
-    assert len(rows_of(tmp_path / "run")) == 5
-
-
-def test_a_shard_that_is_lost_is_done_again(tmp_path):
-    """What failed in the others stays noted."""
-    expected = make_odd(tmp_path / "odd")
-    options = {"batch_size": 2, "rows_per_shard": 2}
-    run(tmp_path / "odd", tmp_path / "run", **options)
-    before = rows_of(tmp_path / "run")
-    (tmp_path / "run/rows/000000002-000000004.parquet").unlink()
-    finished = run(tmp_path / "odd", tmp_path / "run", **options)
-    assert rows_of(tmp_path / "run") == before and finished.failed == 3
-    failures = read_failures(tmp_path / "run/errors.parquet")
-    assert [failure.path for failure in failures] == [name for name, why in expected.items() if why]
-
-
-def test_a_lost_shard_whose_images_can_be_read_now(tmp_path):
-    """What failed in it before is no longer an error: no image is both a row and a failure."""
-    make_odd(tmp_path / "odd")
-    options = {"batch_size": 2, "rows_per_shard": 2}
-    run(tmp_path / "odd", tmp_path / "run", **options)
-    lost = [shard for shard in (tmp_path / "run/rows").iterdir() if parquet.read_metadata(shard).num_rows < 2]
-    for shard in lost:
-        shard.unlink()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decode, "decode_image", lambda data, name: Image.new("RGB", (40, 40), "red"))
-        assert run(tmp_path / "odd", tmp_path / "run", **options).failed == 0
-    assert [row["index"] for row in rows_of(tmp_path / "run")] == list(range(8))
 
 
 def test_rows_without_a_label_are_told_and_others_keep_their_batch(tmp_path):
@@ -234,7 +131,7 @@ def test_rows_without_a_label_are_told_and_others_keep_their_batch(tmp_path):
     assert [(row["index"], row["target"]) for row in rows_of(tmp_path / "run")] == [(0, 0), (2, 2), (3, 1)]
 
 
-def test_decoders_may_raise_anything(photos, tmp_path, monkeypatch):
+def test_decoders_may_raise_anything(labelled_photos, tmp_path, monkeypatch):
     real = decode.decode_image
 
     def fragile(data, name):
@@ -243,45 +140,28 @@ def test_decoders_may_raise_anything(photos, tmp_path, monkeypatch):
         return real(data, name)
 
     monkeypatch.setattr(decode, "decode_image", fragile)
-    assert run(photos, tmp_path / "run", maps="none").failed == 1
+    assert explain_small(labelled_photos, tmp_path / "run", maps="none").failed == 1
     (failure,) = read_failures(tmp_path / "run/errors.parquet")
     assert failure.reason == "could not read the image bar/0003.jpg: KeyError: 'orientation'"
 
 
-def test_another_card_is_refused(photos, whole):
-    stretched = transforms.Compose(
-        [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    )
-    other = replace(card(), transform=stretched)
-    with pytest.raises(ValueError, match=r"model\.transform"):
-        run(photos, whole, card=other)
-    with pytest.raises(ValueError, match=r"model\.training: False there, True here"), pytest.warns(match="train mode"):
-        explain_dataset(photos, Small(), METHODS, out=whole, card=card(), batch_size=4, rows_per_shard=8, threads=1)
-
-
-def test_out_among_the_images_is_refused(photos, monkeypatch):
-    monkeypatch.chdir(photos)
+def test_out_among_the_images_is_refused(labelled_photos, monkeypatch):
+    monkeypatch.chdir(labelled_photos)
     with pytest.raises(ValueError, match="expected out to be outside of the source"):
-        run(".", "explanations")
-    assert not (photos / "explanations").exists()
+        explain_small(".", "explanations")
+    assert not (labelled_photos / "explanations").exists()
 
 
-def test_shards_that_are_somewhere_else(photos, tmp_path, monkeypatch):
-    """As when a worker's disk is not this one's: the run does not end as if all were there."""
-    monkeypatch.setattr("drnet_captum.scale.explainer.write_rows", lambda *args: None)
-    with pytest.raises(OSError, match=r"3 of 3 shards were written and are not in .*share"):
-        run(photos, tmp_path / "run")
-    assert not json.loads((tmp_path / "run/manifest.json").read_text())["complete"]
-
-
-def test_pixels_that_are_not_bytes(photos, whole, tmp_path):
+def test_pixels_that_are_not_bytes(labelled_photos, explained_photos, tmp_path):
     """A transform that resizes after the bytes became numbers: pixels travel as float32, and nothing is rounded."""
     steps = [transforms.ToTensor(), transforms.Resize(32), transforms.CenterCrop(32), transforms.Normalize(MEAN, STD)]
     smooth = replace(card(), transform=transforms.Compose(steps))
     assert Decoder(None, card()).is_exact and not Decoder(None, smooth).is_exact
-    explain_dataset(photos, Small().eval(), METHODS, out=tmp_path / "run", card=smooth, batch_size=4, threads=1)
+    explain_dataset(
+        labelled_photos, Small().eval(), METHODS, out=tmp_path / "run", card=smooth, batch_size=4, threads=1
+    )
     first = rows_of(tmp_path / "run")[0]
-    with Image.open(photos / first["path"]) as image:
+    with Image.open(labelled_photos / first["path"]) as image:
         x = smooth.transform(image.convert("RGB"))[None]
     expected = dc.explain(Small().eval(), x, methods="saliency")["saliency"][0]
     torch.testing.assert_close(map_of(first, "saliency"), expected, rtol=2e-3, atol=2e-3 * float(expected.max()))
@@ -290,54 +170,11 @@ def test_pixels_that_are_not_bytes(photos, whole, tmp_path):
 def test_too_many_failures_stop_the_run_and_more_may_be_borne(tmp_path):
     make_odd(tmp_path / "odd")
     with pytest.raises(ValueError, match=r"3 images failed, more than max_errors=2 \(.*empty.*max_errors goes on"):
-        run(tmp_path / "odd", tmp_path / "run", max_errors=2)
+        explain_small(tmp_path / "odd", tmp_path / "run", max_errors=2)
     with pytest.raises(ValueError, match="3 images failed"):
-        run(tmp_path / "odd", tmp_path / "run", max_errors=0)
-    assert run(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
+        explain_small(tmp_path / "odd", tmp_path / "run", max_errors=0)
+    assert explain_small(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
     assert len(rows_of(tmp_path / "run")) == 5
-
-
-def test_a_full_disk(photos, whole, tmp_path, monkeypatch):
-    """The first shard is whole, the second one is not there, and the run goes on when there is room."""
-    written, real = [], parquet.write_table
-
-    def write(table, where, **options):
-        written.append(where)
-        if len(written) == 2:
-            where.write_bytes(b"half")
-            no_room()
-        real(table, where, **options)
-
-    monkeypatch.setattr(parquet, "write_table", write)
-    with pytest.raises(OSError, match=r"000000016\.parquet could not be written \(No space left.*make room") as caught:
-        run(photos, tmp_path / "run")
-    assert caught.value.errno == 28
-    assert [path.name for path in (tmp_path / "run/rows").iterdir()] == ["000000000-000000008.parquet"]
-    monkeypatch.setattr(parquet, "write_table", real)
-    run(photos, tmp_path / "run")
-    assert rows_of(tmp_path / "run") == rows_of(whole)
-
-
-def test_two_at_one_folder(photos, tmp_path):
-    (tmp_path / "run").mkdir()
-    with (tmp_path / "run/.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another process writes to"):
-            run(photos, tmp_path / "run")
-    run(photos, tmp_path / "run", methods="grad_cam", maps="none")
-
-
-def test_folders_of_something_else_are_left_alone(photos, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"holds thesis\.txt and no run"):
-        run(photos, tmp_path / "mine")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="got the file"):
-        run(photos, tmp_path / "file")
-    (tmp_path / "mine/manifest.json").write_text('{"content": "of a ship"}')
-    with pytest.raises(ValueError, match="not the manifest of a run"):
-        run(photos, tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
@@ -352,40 +189,40 @@ def test_folders_of_something_else_are_left_alone(photos, tmp_path):
         ({"threads": 0}, ValueError, "at least one worker and one thread"),
     ],
 )
-def test_mistakes_are_told_at_the_door(photos, tmp_path, options, error, message):
+def test_mistakes_are_told_at_the_door(labelled_photos, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
-        run(photos, tmp_path / "run", **options)
+        explain_small(labelled_photos, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_keywords_are_not_ignored(photos, tmp_path):
+def test_unknown_keywords_are_not_ignored(labelled_photos, tmp_path):
     with pytest.raises(TypeError, match=r"unexpected keyword .num_gpu.: there are .*num_gpus"):
-        run(photos, tmp_path / "run", num_gpu=1)
+        explain_small(labelled_photos, tmp_path / "run", num_gpu=1)
     with pytest.raises(TypeError, match="unexpected keyword 'precision'"):
-        dissect_dataset(photos, Small().eval(), tmp_path / "run", card=card(), precision="bfloat16")
+        dissect_dataset(labelled_photos, Small().eval(), tmp_path / "run", card=card(), precision="bfloat16")
 
 
 def test_labels_that_are_not_known(tmp_path):
     make_odd(tmp_path / "odd")
     with pytest.raises(ValueError, match="expected images with labels for target='label'"):
-        run(tmp_path / "odd", tmp_path / "run", target="label")
+        explain_small(tmp_path / "odd", tmp_path / "run", target="label")
 
 
-def test_evidence_inside_boxes(photos, tmp_path):
+def test_evidence_inside_boxes(labelled_photos, tmp_path):
     """Boxes of the whole photo hold all of it, a corner holds its share, and photos without a box have none."""
-    paths = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+    paths = sorted(str(path.relative_to(labelled_photos)) for path in labelled_photos.rglob("*.jpg"))
     boxes = {
         paths[0]: [0, 0, 1000, 1000],
         paths[1]: [[0, 0, 20, 1000], [20, 0, 1000, 1000]],
         paths[2]: [0, 0, 1000, 20],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    run(photos, tmp_path / "run", boxes=str(tmp_path / "boxes.json"))
+    explain_small(labelled_photos, tmp_path / "run", boxes=str(tmp_path / "boxes.json"))
     rows = {row["path"]: row for row in rows_of(tmp_path / "run")}
     for path in paths[:2]:
         assert rows[path]["box_share"] == 1 and rows[path]["saliency_inside"] == pytest.approx(1)
     third = rows[paths[2]]
-    with Image.open(photos / paths[2]) as image:
+    with Image.open(labelled_photos / paths[2]) as image:
         width, height = image.size
     short = min(height, width)
     expected = 20 / short if height == short else (20 - (height - short) / 2) / short
@@ -396,11 +233,11 @@ def test_evidence_inside_boxes(photos, tmp_path):
     assert rows[paths[3]]["box_share"] is None and rows[paths[3]]["saliency_inside"] is None
 
 
-def test_nothing_of_the_callers_is_changed(photos, tmp_path):
+def test_nothing_of_the_callers_is_changed(labelled_photos, tmp_path):
     model, threads = Small(), torch.get_num_threads()
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    explain_dataset(photos, model, out=tmp_path / "run", card=card(), threads=2, maps="none")
+    explain_dataset(labelled_photos, model, out=tmp_path / "run", card=card(), threads=2, maps="none")
     assert torch.get_num_threads() == threads and all(p.requires_grad for p in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
