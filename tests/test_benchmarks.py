@@ -9,7 +9,8 @@ import torch
 from jsonschema import Draft202012Validator
 from torch import nn
 
-from benchmarks.layers import Grid, Verdict, final_positions, good_layer, grid_of, judge, smallest, summary
+from benchmarks.layer_verdicts import Grid, Verdict, final_positions, good_layer, grid_of, judge
+from benchmarks.layers import smallest, summary
 from benchmarks.pairs import Ratio, paired, ratio_of, timed
 from benchmarks.records import MERGED, SCHEMA
 from benchmarks.report import PAGES, README, RESULTS, filled, layers_table
