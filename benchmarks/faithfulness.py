@@ -1,6 +1,6 @@
 """How faithful the maps of every method are, on the embedded classifier, beside maps that know nothing of it.
 
-    python -m benchmarks.faithfulness [--photos DIR] [--methods NAME …] [--device cpu] [--seed 0] [--quick]
+    python -m benchmarks faithfulness [--photos DIR] [--device cpu] [--quick]
 
 Photos: the embedded ones, and the files ``*_LABEL.jpg`` or ``.png`` of a folder (LABEL: the class's index of
 ImageNet-1k), of both those that the model names right. What is explained is the right class.
@@ -21,7 +21,6 @@ randomisation are of the first photo alone.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,7 +36,7 @@ from benchmarks import records
 from benchmarks.map_subjects import SLOW, Subject, baselines, fillers, methods
 from benchmarks.mosaics import Mosaic, Photo, bootstrap, by_name, known_photos
 from benchmarks.options import DTYPES, Options
-from benchmarks.pairs import RESULTS, environment
+from benchmarks.pairs import environment
 from drnet_captum import metrics
 
 #: Measure -> which is better.
@@ -252,28 +251,3 @@ def said(row: records.Row) -> str:
     if "status" in row:
         return f"{row['case']:18} {row['measure']:18} {row['status']}"
     return f"{row['case']:18} {row['measure']:18} {row['mean']:8.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, metavar="DIR")
-    parser.add_argument("--methods", nargs="+", default=(), choices=dc.methods(), metavar="NAME")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one small photo and two methods, to try it out")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    args = parser.parse_args()
-    options = Options(device=args.device, seed=args.seed, quick=args.quick, out=args.out)
-    where, found = run(options, photos=args.photos, chosen=args.methods)
-    kept = []
-    for row in found:
-        kept.append(row)
-        print(said(row), flush=True)
-    path = options.out / f"faithfulness{'_quick' if args.quick else ''}.json"
-    records.write(path, "faithfulness", where, kept)
-    print(path)
-
-
-if __name__ == "__main__":
-    main()

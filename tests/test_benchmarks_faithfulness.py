@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,17 +12,17 @@ from models import ConvNet, images, seeded
 
 import drnet_captum as dc
 from benchmarks import faithfulness
-from benchmarks.faithfulness import LAYERS, MEASURES, QUICK, Scale, Setting, arranged, main, prepared, rows, run
+from benchmarks.faithfulness import LAYERS, MEASURES, QUICK, Scale, Setting, arranged, prepared, rows, run
 from benchmarks.map_subjects import SLOW, Subject, baselines, centred, edges, fillers, methods
 from benchmarks.mosaics import Photo, known_photos
 from benchmarks.options import Options
 from benchmarks.report_faithfulness import faithfulness_table
+from benchmarks.suites import run_suite
 
 
-def test_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["faithfulness", "--quick", "--out", str(tmp_path)])
-    main()
-    found = json.loads((tmp_path / "faithfulness_quick.json").read_text())
+def test_from_end_to_end(tmp_path):
+    path = run_suite("faithfulness", Options(quick=True, out=tmp_path))
+    found = json.loads(path.read_text())
     assert {"machine", "torch", "commit", "seed", "photos", "scale"} <= set(found["environment"])
     assert [(r["case"], r["measure"]) for r in found["rows"]] == [
         (case, measure) for case in ("saliency", "grad_cam", "random", "edges", "gaussian") for measure in MEASURES
@@ -34,7 +33,7 @@ def test_from_end_to_end(tmp_path, monkeypatch):
     assert by_measure["gaussian", "max-sensitivity"] == 0
     assert by_measure["gaussian", "grid pointing"] == pytest.approx(0.25, abs=1e-3)
     assert abs(by_measure["random", "top layer random"]) < 0.2
-    with (tmp_path / "faithfulness_quick.csv").open() as file:
+    with path.with_suffix(".csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(r["mean"]) for r in table] == [r["mean"] for r in found["rows"]]
     assert faithfulness_table(found).count("\n| ") == 5

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from test_scale_summary import RAMP, jpeg, row, write_run
+from summary_runs import RAMP, jpeg, row, write_run
 from typer.testing import CliRunner
 
 from drnet_captum.cli.report import command

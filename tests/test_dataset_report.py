@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_scale_summary import CATEGORIES, RAMP, at, jpeg, row, write_run
+from summary_runs import CATEGORIES, RAMP, at, jpeg, row, write_run
 
 from drnet_captum.scale.summary import summarize
 from drnet_captum.scale.summary_report import in_detail, mean_photo, report_of

@@ -76,9 +76,9 @@ class Recording(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in LOOKS:
+            return func(*args, **kwargs)
         if self._waiting is not None:
-            if func in LOOKS:
-                return func(*args, **kwargs)
             joined = self._joined(func, args, kwargs)
             if joined is not None:
                 return joined

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
+from .html import page, part
 from .overlay import LUMA, overlay
 from .pictures import Image8, Pictures
 
@@ -159,22 +157,11 @@ def render_dataset(report: DatasetReport) -> str:
         >>> page.startswith("<!doctype html>"), "Egyptian cat" in page
         (True, True)
     """
-    environment = Environment(
-        loader=PackageLoader("drnet_captum.viz", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown, by_number = _Shown(_signed(report)), {one.index: one for one in report.classes}
-    environment.filters |= {
-        "percent": _percent,
-        "tile": shown.tile,
-        "mean": shown.mean,
-        "case": shown.case,
-        "photo": shown.photo,
-    }
-    return environment.get_template("dataset.html.j2").render(
+    filters = {name: getattr(shown, name) for name in ("tile", "mean", "case", "photo")}
+    return page(
+        "dataset.html.j2",
+        filters=filters | {"percent": _percent},
         report=report,
         detailed=[by_number[index] for index in report.detailed],
         methods=[one.method for one in report.classes[0].maps] if report.classes else [],
@@ -184,8 +171,8 @@ def render_dataset(report: DatasetReport) -> str:
             name: any(getattr(one, name) is not None for one in report.classes)
             for name in ("accuracy", "probability", "box_share")
         },
-        style=_part("report.css") + _part("dataset.css"),
-        script=_part("dataset.js"),
+        style=part("report.css", "dataset.css"),
+        script=part("dataset.js"),
     )
 
 
@@ -262,7 +249,3 @@ def _at_the_border(report: DatasetReport) -> list[tuple[str, list[tuple[ReportCl
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}".replace("-", "−")
-
-
-def _part(name: str) -> Markup:
-    return Markup((files("drnet_captum.viz") / "templates" / name).read_text(encoding="utf-8"))

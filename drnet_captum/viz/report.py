@@ -7,15 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from .html import page, part
 from .pictures import Image8, Pictures
 
 _PATCH, _MAP, _PHOTO = 96, 320, 448  # pixels of the longer side, at most
@@ -150,22 +149,16 @@ def render(report: Report) -> str:
         "modules": [[(name, int(index)) for name, index in module.members] for module in report.modules],
         "images": pictures.uris,
     }
-    environment = Environment(
-        loader=PackageLoader("drnet_captum.viz", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
+        filters={"percent": _percent},
         report=report,
         photos=photos,
         families=_families(report.layers),
         unit_count=sum(len(layer.units) for layer in report.layers),
         data=_script_safe(json.dumps(data, allow_nan=False, separators=(",", ":"))),
-        style=_part("report.css"),
-        script=_part("report.js"),
+        style=part("report.css"),
+        script=part("report.js"),
     )
 
 
@@ -183,14 +176,14 @@ def save(report: Report, path: str | Path) -> Path:
         ...     save(Report("Nothing yet", "resnet18"), f"{folder}/report.html").stat().st_size > 0
         True
     """
-    path, page = Path(path), render(report)
-    part = path.with_name(path.name + ".part")
+    path, whole = Path(path), render(report)
+    begun = path.with_name(path.name + ".part")
     try:
         # File names can hold bytes that are no text; they are not worth losing the page.
-        part.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        part.replace(path)
+        begun.write_text(whole, encoding="utf-8", errors="replace", newline="\n")
+        begun.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        begun.unlink(missing_ok=True)
     return path
 
 
@@ -292,7 +285,3 @@ def _percent(share: float) -> str:
 def _script_safe(text: str) -> Markup:
     """JSON that a script element holds whole: no character in it can end or comment out the element."""
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def _part(name: str) -> Markup:
-    return Markup((files("drnet_captum.viz") / "templates" / name).read_text(encoding="utf-8"))
