@@ -141,9 +141,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
             worst = min(close, key=lambda row: row["closeness"][name])
             lowest, captums = worst["closeness"][name], worst["closeness"].get(f"captum_{name}")
             beside = "" if captums is None else f"; Captum's own under the same autocast {captums:.3f}"
+            verdict = "met" if lowest >= CLOSE_ENOUGH else "missed"
             said.append(
-                f"bfloat16 with float64, {of}: correlation {lowest:.3f} at least (goal {CLOSE_ENOUGH}: "
-                f"{'met' if lowest >= CLOSE_ENOUGH else 'missed'}), of {TITLES[worst['case']]} on {worst['model']}{beside}."
+                f"bfloat16 with float64, {of}: correlation {lowest:.3f} at least (goal {CLOSE_ENOUGH}: {verdict}), of "
+                f"{TITLES[worst['case']]} on {worst['model']}{beside}."
             )
     return said
 
