@@ -1,8 +1,10 @@
 """Data sets explained in this process: the numbers, odd files, mistakes."""
 
+import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -11,6 +13,7 @@ from data_sets import (
     CLASSES,
     MEAN,
     METHODS,
+    SIDE,
     STD,
     Small,
     card,
@@ -56,6 +59,9 @@ def test_rows_are_what_explain_gives(labelled_photos, explained_photos):
             assert row[f"{name}_low"] == pytest.approx(float(heat.min()), rel=1e-3, abs=1e-4 * largest)
             assert row[f"{name}_high"] == pytest.approx(float(heat.max()), rel=1e-3, abs=1e-4 * largest)
             assert row[f"{name}_inside"] is None
+        with Image.open(io.BytesIO(row["thumbnail"])) as thumbnail:
+            assert (thumbnail.format, thumbnail.size) == ("JPEG", (SIDE, SIDE))
+            assert abs(np.asarray(thumbnail).mean() / 255 - float(card().photo(x[0]).mean())) < 0.02
         pooled = torch.nn.functional.interpolate(maps["grad_cam"], (14, 14), mode="bilinear").flatten()
         torch.testing.assert_close(torch.tensor(row["grad_cam_pooled"]), pooled, rtol=1e-3, atol=1e-5)
 
@@ -143,6 +149,7 @@ def test_decoders_may_raise_anything(labelled_photos, tmp_path, monkeypatch):
     assert explain_small(labelled_photos, tmp_path / "run", maps="none").failed == 1
     (failure,) = read_failures(tmp_path / "run/errors.parquet")
     assert failure.reason == "could not read the image bar/0003.jpg: KeyError: 'orientation'"
+    assert not (tmp_path / "run/errors").exists()  # all of them are in one file
 
 
 def test_out_among_the_images_is_refused(labelled_photos, monkeypatch):

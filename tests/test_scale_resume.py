@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision import transforms
 
 from drnet_captum.scale import decode, explain_dataset
-from drnet_captum.scale.rows import read_failures
+from drnet_captum.scale.rows import Failure, note_failures, read_failures
+from drnet_captum.scale.shards import Shard
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2])
@@ -95,6 +96,16 @@ def test_a_worker_that_died_between_its_two_files(tmp_path):
     rows.unlink()
     assert explain_small(tmp_path / "odd", tmp_path / "run", max_errors=3).failed == 3
     assert len(rows_of(tmp_path / "run")) == 5
+
+
+def test_failures_of_an_earlier_try_do_not_stay(labelled_photos, explained_photos, tmp_path):
+    """A worker noted some, and died before it had written the shard's rows; now all can be read."""
+    out = shutil.copytree(explained_photos, tmp_path / "run")
+    lost = sorted((out / "rows").iterdir())[1]
+    lost.unlink()
+    note_failures(out, Shard.named(lost.name), [Failure(9, "9.jpg", "no more")])
+    assert explain_small(labelled_photos, out).failed == 0
+    assert rows_of(out) == rows_of(explained_photos)
 
 
 def test_a_shard_that_is_lost_is_done_again(tmp_path):
