@@ -115,22 +115,13 @@ def convolve(
     return result.contiguous(memory_format=layout) if layout == torch.channels_last else result
 
 
-def convolve_later(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
+def convolve_later(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """The same, when it is read; if the output is large enough for a norm to be worth joining."""
     sides = [
         (side + 2 * p - d * (k - 1) - 1) // s + 1
-        for side, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        for side, k, s, p, d in zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
     ]
     shape = torch.Size((len(x), len(weight), *sides))
-    geometry = stride, padding, dilation, groups
     if min(sides) < 1 or not is_worth_it(shape, weight):
         return convolve(x, weight, bias, *geometry)
     like = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=memory_format_of(x))
