@@ -1,7 +1,6 @@
 """Convolutions that wait for their batch norm: joined where that is all that reads them, themselves everywhere else."""
 
 import warnings
-import weakref
 
 import pytest
 import timm
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import drnet_captum as dc
-from drnet_captum.engine import lean, waiting
+from drnet_captum.engine import waiting
 from drnet_captum.engine.tape import Tape
 from drnet_captum.engine.waiting import Waiting, before_norms
 
@@ -174,6 +173,12 @@ def scale_of_the_input(self, x):
     return F.batch_norm(y, self.norm.running_mean, self.norm.running_var, scale, self.norm.bias)
 
 
+def shift_of_the_input(self, x):
+    shift = x.mean((0, 2, 3)).repeat(2)[:4]
+    y = self.conv(x)
+    return F.batch_norm(y, self.norm.running_mean, self.norm.running_var, self.norm.weight, shift)
+
+
 READERS = {
     "shape first": (lambda self, x: self.norm(_seen(self.conv(x))), 1, 0),
     "two norms": (lambda self, x: (lambda y: self.norm(y) + 2 * self.norm(y))(self.conv(x)), 1, 1),
@@ -193,6 +198,7 @@ READERS = {
     "norm without statistics": (lambda self, x: F.batch_norm(self.conv(x), None, None, training=True), 0, 1),
     "norm of the batch": (norm_of_the_batch, 0, 1),
     "scale of the input": (scale_of_the_input, 0, 1),
+    "shift of the input": (shift_of_the_input, 0, 1),
     "another tensor's norm": (another_norm, 0, 1),
 }
 
@@ -305,33 +311,6 @@ def test_reduced_precision_and_small_outputs_do_not_wait(counted, monkeypatch):
     monkeypatch.setattr(waiting, "WORTH", 5)
     Tape(model).forward(x)
     assert counted == {"joined": 1, "alone": 0}
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("stride, padding, dilation", [((1, 1), (0, 0), (1, 1)), ((2, 3), (2, 1), (2, 3))])
-def test_its_shape_is_known_before_its_values(stride, padding, dilation, memory_format):
-    x, weight = torch.randn(2, 3, 15, 14).contiguous(memory_format=memory_format), torch.randn(5, 3, 4, 3)
-    geometry = stride, padding, dilation, 1
-    later, now = (form(x, weight, None, *geometry) for form in (lean.convolve_later, lean.convolve))
-    assert isinstance(later, Waiting)
-    assert (later.shape, later.stride(), later.dtype, later.device) == (now.shape, now.stride(), now.dtype, now.device)
-    torch.testing.assert_close(later.values(), now)
-
-
-def test_strides_make_outputs_small(monkeypatch):
-    x, weight = torch.randn(1, 3, 16, 16), torch.randn(4, 3, 3, 3)
-    monkeypatch.setattr(waiting, "LARGE", 4 * 16 * 16)
-    assert waiting.may_be_worth_it(x, weight)
-    assert isinstance(lean.convolve_later(x, weight, None, (1, 1), (1, 1), (1, 1), 1), Waiting)
-    assert not isinstance(lean.convolve_later(x, weight, None, (2, 2), (1, 1), (1, 1), 1), Waiting)
-
-
-def test_it_lets_go_of_what_it_has_read():
-    x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
-    later, kept = lean.convolve_later(x, weight, None, (1, 1), (1, 1), (1, 1), 1), weakref.ref(x)
-    later.values()
-    del x
-    assert kept() is None
 
 
 def test_captured_passes_do_not_wait(counted):

@@ -241,7 +241,9 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    if training or running_mean is None or running_var is None or (weight is not None and weight.requires_grad):
+    if training or running_mean is None or running_var is None:
+        return None
+    if any(value is not None and value.requires_grad for value in (weight, bias)):
         return None
     if isinstance(input, Waiting) and not input.requires_grad:
         return input.joined(running_mean, running_var, weight, bias, eps)
