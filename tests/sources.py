@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from drnet_captum.data import ModelCard
-from drnet_captum.scale.source import Record, Source, find_source
+from drnet_captum.scale.find_source import find_source
+from drnet_captum.scale.source import Record, Source
 
 NAMES = ("tabby cat", "Egyptian cat", "espresso", "7", "pier")
 CARD = ModelCard("mine", (3, 8, 8), (0.5,) * 3, (0.5,) * 3, lambda photo: torch.zeros(3, 8, 8), NAMES)

@@ -8,16 +8,13 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 
 from drnet_captum.scale.decode import Batch, Decoder
+from drnet_captum.scale.job import Job
 from drnet_captum.scale.options import Engine
 from drnet_captum.scale.shards import Outcome, Shard
-
-if TYPE_CHECKING:
-    from drnet_captum.scale.work import Job
 
 
 def here(job: Job, decoder: Decoder, shards: Sequence[Shard], batch_size: int, engine: Engine) -> Generator[Outcome]:

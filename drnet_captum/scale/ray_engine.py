@@ -8,18 +8,16 @@ import pickle
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from drnet_captum.scale.decode import Batch, Decoder, Row
 from drnet_captum.scale.extra import distributed
+from drnet_captum.scale.job import Job, Worker
 from drnet_captum.scale.options import Engine
 from drnet_captum.scale.shards import Outcome, Shard
-
-if TYPE_CHECKING:
-    from drnet_captum.scale.work import Job, Worker
 
 _LIBRARIES = 768 << 20  # bytes of a process that decodes, before it does
 _AHEAD = 4  # blocks for each worker and core

@@ -13,9 +13,10 @@ from torch import nn
 from drnet_captum.data.card import ModelCard
 from drnet_captum.dissect.run import class_count
 from drnet_captum.scale.decode import Decoder
+from drnet_captum.scale.find_source import find_source
 from drnet_captum.scale.options import Engine, EngineOptions, SourceOptions, engine_of
 from drnet_captum.scale.run_folder import read_manifest, versions
-from drnet_captum.scale.source import Source, find_source
+from drnet_captum.scale.source import Source
 from drnet_captum.scale.worker_model import WorkerModel, own_device
 
 _ENGINE = ("engine", "concurrency", "num_gpus", "threads", "device")

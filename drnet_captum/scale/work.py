@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
-from drnet_captum.scale.decode import Batch, Decoder
+from drnet_captum.scale.decode import Decoder
+from drnet_captum.scale.job import Job
 from drnet_captum.scale.local_engine import here
 from drnet_captum.scale.options import Engine
 from drnet_captum.scale.ray_engine import on_ray
 from drnet_captum.scale.rows import ALL_ERRORS, ERRORS, failures_of, note_failures, write_failures
-from drnet_captum.scale.shards import Outcome, Shard
+from drnet_captum.scale.shards import Shard
 
-Worker = Callable[[Shard, Iterable[Batch]], Outcome]
 Step = Callable[[str, int, int], None]
 _NAMED = 3  # failures that an error tells
-
-
-class Job(Protocol):
-    """What travels to the workers."""
-
-    def worker(self) -> Worker:
-        """A worker, with a model of its own."""
 
 
 def do(
