@@ -51,6 +51,16 @@ GATES = {
     "glu": lambda x, s: F.glu(torch.cat([x, s], 1), 1),
     "chunks": lambda x, s: (lambda a, b: a * torch.sigmoid(b))(*torch.cat([x, s], 1).chunk(2, 1)),
     "softmax": lambda x, s: x * F.softmax(s, 1),
+    "choice": lambda x, s: torch.where(s > 0, x, torch.zeros_like(x)),
+    "choice of others": lambda x, s: torch.where(x > 0.5, s, torch.zeros_like(x)),
+    "comparison": lambda x, s: x * (s > 0).to(x.dtype),
+    "filled": lambda x, s: x.masked_fill(s < 0, 0.0),
+    "filled in place": lambda x, s: (1 * x).masked_fill_(s < 0, 0.0),
+    "bound": lambda x, s: torch.where(x > 0.1, x, 0.1) + s,
+    "larger": lambda x, s: torch.maximum(x, s),
+    "floor": lambda x, s: torch.maximum(x, torch.full_like(x, 0.1)) + s,
+    "zeros no more": lambda x, s: torch.maximum(torch.zeros_like(x).add_(0.1), x) + s,
+    "largest": lambda x, s: x.max(0).values + s.max(1, keepdim=True).values + s.max(),
 }
 
 
@@ -138,6 +148,24 @@ def numbers_first(x):
     return (1 - torch.sigmoid(-x)) * (2 * x - 1) + x.neg().sigmoid() * x.sub(1) ** 2
 
 
+def changed_before_choice(x):
+    x = x * 1.0
+    mask = x > 0
+    x.sub_(2.0)
+    return torch.where(mask, x, torch.zeros_like(x)) + x * mask
+
+
+def changed_mask(x):
+    mask = x > 0
+    mask[:, ::2] = True
+    return torch.where(mask, x, 0.0) + torch.where(~mask, x, 0.5 * x)
+
+
+def chosen_twice(x):
+    y = torch.where(x > 0, x, 0.2 * x)
+    return torch.where(y > 1, y * y, y) + torch.where(x > 0, 0.0, 0.0)
+
+
 def gate_read_twice(x):
     s = torch.sigmoid(x)
     return x * s + (1 - s) * x.detach() + s
@@ -158,6 +186,9 @@ def gate_read_twice(x):
         broadcast_gate,
         numbers_first,
         gate_read_twice,
+        changed_before_choice,
+        changed_mask,
+        chosen_twice,
     ],
 )
 def test_plain_is_autograd_whatever_the_parts(model):

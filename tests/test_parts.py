@@ -81,7 +81,57 @@ def lisht(x):
     return x * torch.tanh(x)
 
 
+def relu_by_where(x):
+    return torch.where(x > 0, x, 0.0)
+
+
+def relu_by_where_not(x):
+    return x.where(x.ge(0), torch.zeros_like(x))
+
+
+def leaky_by_where(x):
+    return torch.where(0 > x, 0.1 * x, x)
+
+
+def relu_by_filling(x):
+    return x.masked_fill(x < 0, 0)
+
+
+def relu_by_maximum(x):
+    return torch.maximum(x, x.new_zeros(()))
+
+
+def relu_by_the_larger(x):
+    return torch.max(torch.zeros_like(x), x)
+
+
+def relu_by_product(x):
+    return x * (x > 0)
+
+
+def relu_by_product_of_numbers(x):
+    return (x > 0).to(x.dtype) * x
+
+
+def relu_by_product_with_a_bool(x):
+    return torch.gt(x, 0) * x
+
+
+def silu_by_where(x):
+    return torch.where(x > -20, x * torch.sigmoid(x), torch.zeros_like(x))
+
+
 HAND_WRITTEN = [
+    relu_by_where,
+    relu_by_where_not,
+    leaky_by_where,
+    relu_by_filling,
+    relu_by_maximum,
+    relu_by_the_larger,
+    relu_by_product,
+    relu_by_product_of_numbers,
+    relu_by_product_with_a_bool,
+    silu_by_where,
     quick_gelu,
     in_place_swish,
     swish_with_operators,

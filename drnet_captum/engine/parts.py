@@ -1,8 +1,10 @@
-"""Activations written by parts: ``x * sigmoid(1.702 * x)``, ``x * tanh(softplus(x))``, ``x * relu6(x + 3) / 6``.
+"""Activations written by parts: ``x * sigmoid(1.702 * x)``, ``x * tanh(softplus(x))``, ``x * (x > 0)``.
 
 While a forward pass is recorded, a ledger follows the elementwise functions of one tensor. A product of two functions
-of the same tensor, one of them bounded by a gate (sigmoid, tanh, erf, softplus, clamp), is an activation in one piece.
-A gate on *another* tensor, as in squeeze-and-excitation or gated linear units, is not.
+of the same tensor, one of them bounded by a gate (sigmoid, tanh, erf, softplus, clamp, a comparison with a number), is
+an activation in one piece. So is a choice between such functions, or zero, by such a comparison:
+``where(x > 0, x, 0.01 * x)``, ``maximum(x, zero)``. A gate on *another* tensor, as in squeeze-and-excitation or gated
+linear units, is not.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ ARITHMETIC: dict[str, Callable[..., Tensor]] = {
     "rsub": torch.rsub,
     "neg": torch.neg,
 }
+COMPARISONS: dict[str, Callable[..., Tensor]] = {"gt": torch.gt, "ge": torch.ge, "lt": torch.lt, "le": torch.le}
+CHOICES = frozenset({"where", "masked_fill", "maximum"})
+CONVERSIONS = frozenset({"to", "type_as", "float", "double", "half", "bfloat16"})  # of a comparison to numbers
+ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+#: The plain names of all functions that a ledger follows.
+PARTS = frozenset(ARITHMETIC) | frozenset(COMPARISONS) | CHOICES | CONVERSIONS | ZEROS
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Ledger:
     def __init__(self) -> None:
         self._known = WeakIdKeyDictionary()
         self._shifted = WeakIdKeyDictionary()  # tensors that a number was added to in place
+        self._zeros = WeakIdKeyDictionary()  # tensors that were made of zeros
 
     def record(self, result: Any, expression: Expression | None) -> None:
         """Write down what a tensor is a function of. A base written over is a function of nothing that exists."""
@@ -68,9 +77,78 @@ class Ledger:
         inner = known.function
         return replace(known, function=lambda z: call(inner(z)), gated=known.gated or activation.is_gate, shift=None)
 
-    def after_arithmetic(self, name: str, args: tuple[Any, ...]) -> Expression | None:
-        """The expression for ``name(*args)``: of a tensor and numbers, or of two tensors with one base."""
+    def record_zeros(self, result: Any) -> None:
+        """Write down that a tensor is zero everywhere."""
+        self._zeros[result] = result._version
+
+    def after(self, name: str, func: Callable[..., Any], args: tuple[Any, ...]) -> Expression | None:
+        """The expression for ``func(*args)``, one of `PARTS`; None where it is no function of one tensor."""
+        if name in ARITHMETIC:
+            return self._after_arithmetic(name, args)
+        if name in COMPARISONS:
+            return self._after_comparison(name, args)
+        if name in CHOICES:
+            return self._after_choice(name, args)
+        mask, *rest = args
+        if name in CONVERSIONS and isinstance(mask, Tensor) and mask.dtype == torch.bool and mask in self._known:
+            known = self.of(mask)
+            f = known.function
+            return replace(known, function=lambda z: func(f(z), *rest))
+        return None
+
+    def _after_comparison(self, name: str, args: tuple[Any, ...]) -> Expression | None:
+        """``x > 0``: a gate of x."""
+        if len(args) != 2 or not isinstance(args[0], Tensor) or not isinstance(args[1], (int, float)):
+            return None
+        known, op, bound = self.of(args[0]), COMPARISONS[name], args[1]
+        f = known.function
+        return replace(known, function=lambda z: op(f(z), bound), gated=True, shift=None)
+
+    def _after_choice(self, name: str, args: tuple[Any, ...]) -> Expression | None:
+        """``where(mask, a, b)``, the mask a comparison of what a and b are functions of; ``maximum(x, zero)``."""
+        if name == "maximum":
+            return self._after_maximum(args)
+        if len(args) != 3:
+            return None
+        mask, a, b = args if name == "where" else (args[1], args[2], args[0])
+        if name == "where" and isinstance(a, Tensor) and a.dtype == torch.bool:  # x.where(mask, b)
+            mask, a = a, mask
+        if not isinstance(mask, Tensor) or mask not in self._known:
+            return None
+        known = self.of(mask)
+        m, f, g = known.function, self._branch(a, known.base), self._branch(b, known.base)
+        if f is None or g is None or (self._is_zero(a) and self._is_zero(b)):
+            return None
+        return replace(known, function=lambda z: torch.where(m(z), f(z), g(z)), gated=False, shift=None)
+
+    def _after_maximum(self, args: tuple[Any, ...]) -> Expression | None:
+        """Of a tensor and zeros. Reductions, of one tensor and perhaps a dimension, have the same name."""
+        if len(args) != 2 or not all(isinstance(value, Tensor) for value in args):
+            return None
+        x, zero = args if self._is_zero(args[1]) else args[::-1]
+        if not self._is_zero(zero):
+            return None
+        known = self.of(x)
+        f = known.function
+        return replace(known, function=lambda z: torch.maximum(f(z), zero), gated=False, shift=None)
+
+    def _branch(self, value: Any, base: Tensor) -> Callable[[Tensor], Any] | None:
+        """What is chosen, as a function of the base: one that is known, or zero."""
+        if self._is_zero(value):
+            return lambda z: value
+        return self.of(value).function if isinstance(value, Tensor) and self.of(value).base is base else None
+
+    def _is_zero(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            version: int | None = self._zeros.get(value)
+            return version == value._version
+        return isinstance(value, (int, float)) and value == 0
+
+    def _after_arithmetic(self, name: str, args: tuple[Any, ...]) -> Expression | None:
+        """Of a tensor and numbers, or of two tensors with one base."""
         op = ARITHMETIC[name]
+        if name == "mul" and len(args) == 2 and isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
+            args = args[::-1]  # (x > 0) * x
         if not args or not isinstance(args[0], Tensor):
             args = args[::-1] if name in ("add", "mul") else ()  # 2 * x
         if not args or not args[0].dtype.is_floating_point:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from drnet_captum.engine import lean
 from drnet_captum.engine.activations import ACTIVATIONS, Activation, Unary
-from drnet_captum.engine.parts import ARITHMETIC, Expression, Ledger
+from drnet_captum.engine.parts import ARITHMETIC, CHOICES, PARTS, ZEROS, Expression, Ledger
 from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch, derivative_of
 from drnet_captum.engine.waiting import LOOKS, Waiting
 
@@ -27,6 +27,12 @@ ALIASES = {
     "negative": "neg",
     "clip": "clamp",
     "clamp_min": "clamp",
+    "max": "maximum",
+    "fmax": "maximum",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
     "radd": "add",
     "rmul": "mul",
     "special_expit": "sigmoid",
@@ -96,8 +102,8 @@ class Recording(TorchFunctionMode):
             if not self._ruled and args and not self._terms.pays(args[0]):
                 return func(*args, **kwargs)
             return self._activation(name, inplace, func, args, kwargs)
-        if self._ruled and name in ARITHMETIC and not kwargs:
-            return self._arithmetic(name, inplace, func, args)
+        if self._ruled and name in PARTS:
+            return self._part(name, inplace, func, args, kwargs)
         if name in lean.LAYERS and args:
             terms = replace(self._terms, waits=True) if waits else self._terms
             result = lean.LAYERS[name](terms, *args, **kwargs)
@@ -137,8 +143,11 @@ class Recording(TorchFunctionMode):
         self._ledger.record(result, expression)
         return result
 
-    def _arithmetic(self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        expression = self._ledger.after_arithmetic(name, args)
+    def _part(
+        self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        is_followed = not kwargs and (name in ARITHMETIC or not inplace)
+        expression = self._ledger.after(name, func, args) if is_followed else None
         if expression is not None and self._completes_activation(name, expression, args):
             whole = Activation(expression.base, expression.function)
             overwrite = (lambda z: z.copy_(whole.call(z))) if inplace and args[0] is expression.base else None
@@ -146,14 +155,18 @@ class Recording(TorchFunctionMode):
             if inplace and args[0] is not expression.base:
                 result = args[0].copy_(result)
         else:
-            result = func(*args)
+            result = func(*args, **kwargs)
         self._ledger.record(result, expression)
+        if name in ZEROS and "out" not in kwargs:
+            self._ledger.record_zeros(result)
         return result
 
     @staticmethod
     def _completes_activation(name: str, expression: Expression, args: tuple[Any, ...]) -> bool:
+        if not expression.base.requires_grad:
+            return False
         both = len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor)
-        return name == "mul" and both and expression.gated and expression.base.requires_grad
+        return name in CHOICES or (name == "mul" and both and expression.gated)
 
     def _node(self, activation: Activation, overwrite: Unary | None) -> Tensor:
         """The activation as a node of the graph; ``overwrite`` writes it into its input, None: out of place."""

@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drnet_captum.engine.activations import ACTIVATIONS
-from drnet_captum.engine.parts import ARITHMETIC
+from drnet_captum.engine.parts import ARITHMETIC, CHOICES
 from drnet_captum.engine.recording import canonical
 
 CONVOLUTIONS = frozenset(f"conv{'_transpose' * transposed}{n}d" for n in (1, 2, 3) for transposed in (False, True))
 NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"})
-WATCHED = CONVOLUTIONS | NORMS | ACTIVATIONS.keys() | set(ARITHMETIC)
+WATCHED = CONVOLUTIONS | NORMS | ACTIVATIONS.keys() | ARITHMETIC.keys() | CHOICES
 
 #: (number of the call among the watched ones, plain name of the function, what it put out).
 Notice = Callable[[int, str, Tensor], None]
 
 
 class Watch(TorchFunctionMode):
-    """Counts the calls of convolutions, norms, activations and arithmetic, and hands on what they put out.
+    """Counts the calls of convolutions, norms, activations and their parts, and hands on what they put out.
 
     A model that runs again on inputs of the same shape makes the same calls in the same order: a call's number names
     the place. Entered inside a :class:`Recording`, it sees the tensors as they are in the recorded graph.
