@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def find_units(
 ) -> list[Site]:
     """Where the units of these layers are met; ``None``: of every convolution with a grid, input to output.
 
+    Convolutions that run more than once, as heads that pyramid levels share, are then left out with a warning.
+
     Raises:
         ValueError: a layer that is unknown, shares its module, has no grid or no gradient, or puts out several tensors.
     """
@@ -95,10 +98,12 @@ def find_units(
     places = known[key]
     if layers is None:
         layers = [
-            name
-            for name, place in places.items()
-            if (place.layer.kind if isinstance(place, Site) else place.kind) == "convolution"
+            name for name, place in places.items() if isinstance(place, Site) and place.layer.kind == "convolution"
         ]
+        left_out = {n: p.why for n, p in places.items() if isinstance(p, Missing) and p.kind == "convolution"}
+        if left_out:
+            said = "; ".join(f"{name}, as {why}" for name, why in left_out.items())
+            warnings.warn(f"convolutions are left out: {said}", stacklevel=2)
     names = {module: name for name, module in model.named_modules()}
     chosen: dict[str, Site] = {}
     for layer in layers:
