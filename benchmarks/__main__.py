@@ -1,7 +1,7 @@
 """The benchmarks, by one command.
 
     python -m benchmarks SUITE… [--device cpu] [--dtype float32] [--models resnet50,vgg16_bn] [--batch-size 1,8]
-                         [--modes same,best] [--pairs 15] [--seconds 60] [--no-peers] [--quick] [--out DIR]
+                         [--modes same,captured,best] [--pairs 15] [--seconds 60] [--no-peers] [--quick] [--out DIR]
 
 Suites: ``throughput``, ``memory`` and ``panel`` (against Captum and other libraries), ``drise``, ``dissect``,
 ``faithfulness``, ``growth``, and ``all`` of them that the device has. Each writes ``.csv`` and ``.json`` files
@@ -52,7 +52,9 @@ def main(
     quick: Annotated[bool, typer.Option(help="Tiny models, one pair: to try it out.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     peers: Annotated[bool, typer.Option(help="Ask pytorch-grad-cam, torchcam and zennit too.")] = True,
-    modes: Annotated[list[str] | None, typer.Option(help="same, best.", show_default="both")] = None,
+    modes: Annotated[
+        list[str] | None, typer.Option(help="same, captured (throughput only), best.", show_default="all")
+    ] = None,
     detector: Annotated[str, typer.Option(help="Of D-RISE.")] = DETECTOR,
     photos: Annotated[Path | None, typer.Option(help="Of faithfulness: a folder with more photos.")] = None,
 ) -> None:

@@ -27,7 +27,7 @@ class Comparison:
         model: timm's name.
         batch_size: images.
         case: the method, or the panel.
-        mode: "same", "best", or "best, not compiled".
+        mode: "same", "captured", "best", or "best, not compiled".
         side: whom it is compared with.
         options: our side's keywords.
         goal: of this row by itself; None where there is none.

@@ -10,7 +10,7 @@ import torch
 from benchmarks.pairs import RESULTS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-MODES = ("same", "best")
+MODES = ("same", "captured", "best")
 DETECTOR = "torchvision:ssdlite320_mobilenet_v3_large"
 
 
@@ -32,7 +32,7 @@ class Options:
         quick: tiny models and one or two pairs, to try it out.
         out: folder of the results.
         peers: whether libraries other than Captum are asked.
-        modes: "same" precision on both sides, "best" for each side's fastest.
+        modes: "same" precision on both sides, ours also with its passes "captured", "best" for each side's fastest.
         detector: of D-RISE; random weights.
         seed: of weights and images.
 

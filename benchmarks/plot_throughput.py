@@ -1,4 +1,4 @@
-"""The plot of ``throughput``: images a second by method and library, a panel a model."""
+"""The plot of ``throughput``: images a second by method and library, a panel a model, and one with the legend."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from benchmarks.report_throughput import SHOWN_BATCH, TITLES
 from benchmarks.sides import METHODS
 
 Row = dict[str, Any]
+COLUMNS = 4
 OURS, BOUND = "drnet_captum", "bare passes"
 COLOURS = {  # Okabe and Ito's, which the colour-blind can tell apart
     OURS: "#0072B2",
@@ -46,9 +47,9 @@ def plot(rows: Sequence[Row], where: Mapping[str, Any], path: Path) -> None:
 
     found = speeds(rows)
     models = list(dict.fromkeys(model for model, _ in found))
-    columns = min(3, len(models))
-    lines = -(-len(models) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(4.5 * columns, 3 * lines + 0.6), squeeze=False)
+    columns = min(COLUMNS, len(models) + 1)
+    lines = -(-(len(models) + 1) // columns)  # one more, for the legend
+    figure, axes = pyplot.subplots(lines, columns, figsize=(4 * columns, 3 * lines + 0.4), squeeze=False)
     width = 0.9 / len(COLOURS)
     for axis, model in zip(axes.flat, models, strict=False):
         for i, method in enumerate(METHODS):
@@ -59,13 +60,13 @@ def plot(rows: Sequence[Row], where: Mapping[str, Any], path: Path) -> None:
         axis.set_xticks(range(len(METHODS)), [TITLES[m].replace(" ", "\n", 1) for m in METHODS], fontsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(models) :]:
-        axis.set_visible(False)
+        axis.set_axis_off()
     for line in axes:
         line[0].set_ylabel("images a second", fontsize=8)
     there = {name for of in found.values() for name in of}
     handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in there]
     figure.suptitle(f"{where['machine']}, {where['dtype']}, batch {SHOWN_BATCH}, same precision", fontsize=10)
-    figure.legend(handles=handles, loc="lower center", ncols=min(3, columns * 2), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.3 / (3 * lines + 0.6) + 0.06, 1, 1))
+    axes.flat[-1].legend(handles=handles, loc="center", fontsize=10, frameon=False)
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.comparison import BACKWARD, CAPTUM, CAPTUM_AUTOCAST, CAPTUM_FLOAT32, FORWARD
 from benchmarks.pairs import Ratio
 from benchmarks.panel import FIVE, FIVE_CAMS, ONE
+from benchmarks.subjects import MODELS
 
 Row = dict[str, Any]
 TITLES = {
@@ -28,6 +29,7 @@ LIBRARIES = {
 }
 MODES = {
     "same": "Same precision",
+    "captured": "Same precision, our passes captured (`compile=True`)",
     "best": "Best mode, against Captum under autocast, and in float32",
     "best, not compiled": "Best mode but not compiled, against Captum under autocast, and in float32",
 }
@@ -54,7 +56,7 @@ def models_table(rows: Sequence[Row], mode: str, measure: str, batch: int) -> st
         for row in rows
         if (row["mode"], row["measure"], row["batch_size"], row["status"]) == (mode, measure, batch, "measured")
     }
-    models = list(dict.fromkeys(model for model, _, _ in found))
+    models = sorted({model for model, _, _ in found}, key=_place)
     cases = [case for case in TITLES if any(case == there for _, there, _ in found)]
     if not models:
         return ""
@@ -67,6 +69,11 @@ def models_table(rows: Sequence[Row], mode: str, measure: str, batch: int) -> st
 
 
 _BOUNDS = (FORWARD, BACKWARD)
+
+
+def _place(model: str) -> tuple[int, str]:
+    """In the order of the suites, others after them."""
+    return (MODELS.index(model) if model in MODELS else len(MODELS), model)
 
 
 def _cell(found: Mapping[str, Row]) -> str:
@@ -95,7 +102,7 @@ def peers_table(rows: Sequence[Row]) -> str:
         return ""
     head = ["model", "batch", "library", *(TITLES[case] for case in cases)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for model, batch, side in dict.fromkeys(key[:3] for key in found):
+    for model, batch, side in sorted({key[:3] for key in found}, key=lambda key: (_place(key[0]), *key[1:])):
         of = [found.get((model, batch, side, case)) for case in cases]
         cells = ["" if row is None else times(as_ratio(row), memory=False) for row in of]
         lines.append(f"| {model} | {batch} | {side} | {' | '.join(cells)} |")
@@ -118,7 +125,7 @@ def slower_table(rows: Sequence[Row]) -> str:
     if not found:
         return "Slower than Captum in no row of the same precision."
     lines = ["| model | batch | method | |", "|---|---|---|---|"]
-    for row in found:
+    for row in sorted(found, key=lambda row: (row["batch_size"], _place(row["model"]))):
         differs = " †" if row["agrees"] is False else ""
         ratio = times(as_ratio(row), memory=False)
         lines.append(f"| {row['model']} | {row['batch_size']} | {TITLES[row['case']]} | {ratio}{differs} |")

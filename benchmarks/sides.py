@@ -15,6 +15,7 @@ from benchmarks.subjects import Subject
 
 Call = Callable[[], Any]
 BEST: dict[str, Any] = {"precision": "bfloat16", "memory_format": "channels_last", "compile": True}
+CAPTURED: dict[str, Any] = {"compile": True}
 METHODS = ("grad_cam", "guided_backprop", "deconvnet", "guided_grad_cam", "grad_x_image")
 SIX = ("saliency", "grad_x_image", "guided_backprop", "deconvnet", "grad_cam", "guided_grad_cam")
 

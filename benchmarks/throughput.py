@@ -1,7 +1,8 @@
 """The suite ``throughput``: images explained a second, by method, model, batch and library, and how far from the bound.
 
-Same precision: both sides eager, of one dtype. Best mode: ours in bfloat16, channels last and compiled (on a CPU also
-not compiled), against Captum under autocast and in float32. Beside every method: the pass that it cannot do without.
+Same precision: both sides eager, of one dtype; captured: ours replays its passes. Best mode: ours in bfloat16, channels
+last and compiled (on a CPU also not compiled), against Captum under autocast and in float32. Beside every method: the
+pass that it cannot do without.
 Maps are compared before they are timed; a difference that no fact of the model explains raises.
 """
 
@@ -30,7 +31,7 @@ from benchmarks.pairs import environment
 from benchmarks.records import Row
 from benchmarks.side_captum import captum
 from benchmarks.side_peers import MODULES, PEERS
-from benchmarks.sides import METHODS, Side, bound, ours, plain_gradient, under_autocast
+from benchmarks.sides import CAPTURED, METHODS, Side, bound, ours, plain_gradient, under_autocast
 from benchmarks.subjects import MODELS, QUICK, Subject, build
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 64), (1, 8, 64, 256)
@@ -61,6 +62,9 @@ def method_rows(subject: Subject, method: str, options: Options, close: dict[str
         for side in (captum(method), *(PEERS.get(method, ()) if options.peers else ())):
             yield same_row(subject, method, side, options)
         yield bound_row(subject, method, "same", {}, options)
+    if "captured" in options.modes:
+        yield same_row(subject, method, captum(method), options, "captured", CAPTURED)
+        yield bound_row(subject, method, "captured", CAPTURED, options, {})
     if "best" in options.modes:
         found = cache(partial(checked, subject, method, captum(method)))
         for mode, chosen in variants(options):
@@ -70,16 +74,24 @@ def method_rows(subject: Subject, method: str, options: Options, close: dict[str
             yield bound_row(subject, method, mode, chosen, options)
 
 
-def same_row(subject: Subject, method: str, side: Side, options: Options) -> Row:
+def same_row(
+    subject: Subject,
+    method: str,
+    side: Side,
+    options: Options,
+    mode: str = "same",
+    chosen: dict[str, Any] | None = None,
+) -> Row:
     """Against one library, in the same precision."""
-    comparison = Comparison(subject.name, len(subject.x), method, "same", side.library)
+    chosen = chosen or {}
+    comparison = Comparison(subject.name, len(subject.x), method, mode, side.library, chosen)
     if side.package is not None and find_spec(MODULES[side.library]) is None:
         return comparison.row("time", "not installed", why=f"pip install {side.package}")
 
     def make() -> Row:
-        found = checked(subject, method, side)
+        found = checked(subject, method, side, **chosen)
         theirs = side.prepare(subject if side.package is None else subject.copied())
-        return replace(comparison, found=found).timed(ours(subject, method), theirs, options)
+        return replace(comparison, found=found).timed(ours(subject, method, **chosen), theirs, options)
 
     return guarded(comparison, make)
 
@@ -98,20 +110,31 @@ def best_row(subject: Subject, comparison: Comparison, options: Options, checked
     return guarded(comparison, make)
 
 
-def bound_row(subject: Subject, method: str, mode: str, chosen: dict[str, Any], options: Options) -> Row:
-    """Against the pass that the method cannot do without: the share of its throughput."""
+def bound_row(
+    subject: Subject,
+    method: str,
+    mode: str,
+    chosen: dict[str, Any],
+    options: Options,
+    beside: dict[str, Any] | None = None,
+) -> Row:
+    """Against the pass that the method cannot do without: the share of its throughput.
+
+    Args:
+        beside: the options of that pass; None: those ``chosen`` for ours.
+    """
     name = FORWARD if method == "grad_cam" else BACKWARD
-    goal = NEAR_BOUND if chosen and options.is_cuda and method in ("grad_cam", "guided_backprop") else None
+    goal = NEAR_BOUND if mode == "best" and options.is_cuda and method in ("grad_cam", "guided_backprop") else None
     comparison = Comparison(subject.name, len(subject.x), method, mode, name, chosen, goal)
 
     def make() -> Row:
-        theirs = bound(subject, method, options.device, chosen)
+        theirs = bound(subject, method, options.device, chosen if beside is None else beside)
         return comparison.timed(ours(subject, method, **chosen), theirs, options)
 
     return guarded(comparison, make)
 
 
-def checked(subject: Subject, method: str, side: Side) -> Row:
+def checked(subject: Subject, method: str, side: Side, **chosen: Any) -> Row:
     """Whether a library's maps are ours, at full precision and in float32 at least.
 
     Raises:
@@ -122,7 +145,7 @@ def checked(subject: Subject, method: str, side: Side) -> Row:
     who = f"{side.library} on {subject.name}"
     with without_tf32():
         theirs = side.prepare(subject if side.package is None else subject.copied())().to(subject.x.device)
-        mine = side.form(ours(subject, method)(), subject)
+        mine = side.form(ours(subject, method, **chosen)(), subject)
         if side.reach.relu_modules and not subject.facts.relus and method in ("guided_backprop", "deconvnet"):
             check_plain(theirs, plain_gradient(subject), who)
     return agreement({method: mine}, {method: theirs}, side.reach, subject.facts, who)

@@ -40,6 +40,9 @@ def test_throughput(tmp_path):
             same = of[model, method, "same", "captum"]
             assert same["ours_per_second"] == pytest.approx(2 / same["ours_median"])
             assert same["theirs_per_second"] == pytest.approx(2 / same["theirs_median"])
+        captured, same = (of["test_vit", method, mode, "captum"] for mode in ("captured", "same"))
+        assert captured["options"] == {"compile": True} and captured["why"] == same["why"]
+        assert of["test_vit", method, "captured", bound]["median"] > 0
         close = of["test_vit", method, "best", "captum, float32"]["closeness"]
         assert min(close.values()) > 0.9 and ("rank_correlation" in close) == (method == "grad_cam")
         has_map = method not in ("grad_cam", "guided_grad_cam")  # Captum cannot resize what it has for tokens
@@ -207,7 +210,7 @@ def test_a_gpu_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--modes", "fastest"), "expected modes of same, best"),
+        (("--modes", "fastest"), "expected modes of same, captured, best"),
         (("--dtype", "int8"), "expected a dtype of"),
         (("--batch-size", "many"), "many"),
     ],
