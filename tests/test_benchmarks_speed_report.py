@@ -99,6 +99,9 @@ def test_rows_that_are_slower_are_named():
         made("d", "grad_cam", 0.5, CAPTUM_AUTOCAST, "best"),
         made("e", "deconvnet", 2.0, agrees=False, why="one reason; another"),
         made("e", "guided_backprop", 0.5, agrees=False, why="one reason", batch=1),
+        made("e", "guided_backprop", 1.2, mode="captured", batch=1),
+        made("e", "guided_backprop", 0.7, FORWARD, mode="captured", batch=1),
+        made("e", "guided_backprop", 0.6, mode="captured"),
         made("f", "grad_cam", 2.0, CAPTUM_FLOAT32, "best", closeness={"rank_correlation": 0.97}),
         made("g", "deconvnet", 2.0, CAPTUM_FLOAT32, "best", closeness={"pooled_correlation": 0.99}),
         made(
@@ -116,8 +119,8 @@ def test_rows_that_are_slower_are_named():
     assert pooled.endswith("(goal 0.98: met), of gradient × image on h; Captum's own under the same autocast 0.980.")
     table = speed.slower_table(rows)
     assert table.startswith("**Slower than Captum in 2 of 4 rows of the same precision**")
-    assert "| a | 8 | Grad-CAM | **0.90×** (0.85–0.95) |" in table and "| b |" not in table
-    assert "| e | 1 | Guided Backprop | **0.50×** (0.50–0.50) † |" in table
+    assert "| a | 8 | Grad-CAM | **0.90×** (0.85–0.95) |  |" in table and "| b |" not in table
+    assert "| e | 1 | Guided Backprop | **0.50×** (0.50–0.50) † | **1.20×** (1.20–1.20) |" in table
     assert speed.notes(rows[1:2]) == []
     assert speed.slower_table(rows[1:2]) == "Slower than Captum in no row of the same precision."
 
