@@ -166,6 +166,16 @@ def chosen_twice(x):
     return torch.where(y > 1, y * y, y) + torch.where(x > 0, 0.0, 0.0)
 
 
+def filled_in_place(x):
+    y = x * 1.0
+    y.masked_fill_(y < 0, 0.0)
+    return y + y * x
+
+
+def scaled_sum(x):
+    return torch.add(x, x, alpha=3.0) * torch.sigmoid(x)
+
+
 def gate_read_twice(x):
     s = torch.sigmoid(x)
     return x * s + (1 - s) * x.detach() + s
@@ -186,6 +196,8 @@ def gate_read_twice(x):
         broadcast_gate,
         numbers_first,
         gate_read_twice,
+        filled_in_place,
+        scaled_sum,
         changed_before_choice,
         changed_mask,
         chosen_twice,

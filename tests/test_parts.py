@@ -97,6 +97,16 @@ def relu_by_filling(x):
     return x.masked_fill(x < 0, 0)
 
 
+def relu_by_filling_in_place(x):
+    return x.masked_fill_(x <= 0, 0)
+
+
+def relu_by_filling_another(x):
+    y = 2 * x
+    y.masked_fill_(y < 0, 0)
+    return y / 2
+
+
 def relu_by_maximum(x):
     return torch.maximum(x, x.new_zeros(()))
 
@@ -117,6 +127,10 @@ def relu_by_product_with_a_bool(x):
     return torch.gt(x, 0) * x
 
 
+def relu_moved(x):
+    return torch.where(2 * x - 3 > 0, x - 1.5, 0)
+
+
 def silu_by_where(x):
     return torch.where(x > -20, x * torch.sigmoid(x), torch.zeros_like(x))
 
@@ -126,11 +140,14 @@ HAND_WRITTEN = [
     relu_by_where_not,
     leaky_by_where,
     relu_by_filling,
+    relu_by_filling_in_place,
+    relu_by_filling_another,
     relu_by_maximum,
     relu_by_the_larger,
     relu_by_product,
     relu_by_product_of_numbers,
     relu_by_product_with_a_bool,
+    relu_moved,
     silu_by_where,
     quick_gelu,
     in_place_swish,
@@ -247,3 +264,29 @@ def test_disguised_activations(form, same, rule):
         x = torch.cat([x, torch.tensor([[0.0, 6.0] * 5], dtype=torch.float64)])
     for ours, theirs in zip(by_tape(form, x, rule), by_tape(same, x, rule), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rule", ["plain", "guided", "deconv"])
+def test_a_choice_is_no_gate_of_what_comes_after_it(rule):
+    def with_relu(relu):
+        return lambda z: relu(z) * (z + 9)
+
+    x = linspace()
+    expected = by_tape(with_relu(F.relu), x, rule)[1]
+    for relu in (relu_by_where, relu_by_maximum):
+        torch.testing.assert_close(by_tape(with_relu(relu), x, rule)[1], expected)
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [torch.gt, torch.greater, torch.ge, torch.greater_equal, torch.lt, torch.less, torch.le, torch.less_equal],
+)
+def test_choices_at_the_bound(compare):
+    def choose(z):
+        return torch.where(compare(z, 0), z, 3 * z)
+
+    x = torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64)
+    for ours, theirs in zip(by_tape(choose, x), by_autograd(choose, x), strict=True):
+        assert torch.equal(ours, theirs)
+    guided = seeds(x).clamp(min=0) * slope_of(choose, x)
+    assert torch.equal(by_tape(choose, x, "guided")[1], guided)

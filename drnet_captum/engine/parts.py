@@ -90,7 +90,7 @@ class Ledger:
         if name in CHOICES:
             return self._after_choice(name, args)
         mask, *rest = args
-        if name in CONVERSIONS and isinstance(mask, Tensor) and mask.dtype == torch.bool and mask in self._known:
+        if name in CONVERSIONS and isinstance(mask, Tensor) and mask.dtype == torch.bool:
             known = self.of(mask)
             f = known.function
             return replace(known, function=lambda z: func(f(z), *rest))
@@ -113,7 +113,7 @@ class Ledger:
         mask, a, b = args if name == "where" else (args[1], args[2], args[0])
         if name == "where" and isinstance(a, Tensor) and a.dtype == torch.bool:  # x.where(mask, b)
             mask, a = a, mask
-        if not isinstance(mask, Tensor) or mask not in self._known:
+        if not isinstance(mask, Tensor):
             return None
         known = self.of(mask)
         m, f, g = known.function, self._branch(a, known.base), self._branch(b, known.base)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from drnet_captum.engine import lean
 from drnet_captum.engine.activations import ACTIVATIONS, Activation, Unary
-from drnet_captum.engine.parts import ARITHMETIC, CHOICES, PARTS, ZEROS, Expression, Ledger
+from drnet_captum.engine.parts import CHOICES, PARTS, ZEROS, Expression, Ledger
 from drnet_captum.engine.rules import PiecewiseLinear, Smooth, Switch, derivative_of
 from drnet_captum.engine.waiting import LOOKS, Waiting
 
@@ -28,7 +28,6 @@ ALIASES = {
     "clip": "clamp",
     "clamp_min": "clamp",
     "max": "maximum",
-    "fmax": "maximum",
     "greater": "gt",
     "greater_equal": "ge",
     "less": "lt",
@@ -146,8 +145,7 @@ class Recording(TorchFunctionMode):
     def _part(
         self, name: str, inplace: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        is_followed = not kwargs and (name in ARITHMETIC or not inplace)
-        expression = self._ledger.after(name, func, args) if is_followed else None
+        expression = None if kwargs else self._ledger.after(name, func, args)
         if expression is not None and self._completes_activation(name, expression, args):
             whole = Activation(expression.base, expression.function)
             overwrite = (lambda z: z.copy_(whole.call(z))) if inplace and args[0] is expression.base else None
@@ -157,7 +155,7 @@ class Recording(TorchFunctionMode):
         else:
             result = func(*args, **kwargs)
         self._ledger.record(result, expression)
-        if name in ZEROS and "out" not in kwargs:
+        if name in ZEROS:
             self._ledger.record_zeros(result)
         return result
 
