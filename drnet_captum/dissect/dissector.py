@@ -23,7 +23,7 @@ from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
 from drnet_captum.layers.layout import to_map
-from drnet_captum.layers.units import Site, find_units
+from drnet_captum.layers.units import Missing, Site, find_units, look_for_units
 
 SAMPLED = 14  # positions a side, of which correlations are taken
 FEW_CONVOLUTIONS = 2  # a model with fewer has its units elsewhere
@@ -208,12 +208,14 @@ class Dissector:
 
 
 def default_layers(model: nn.Module, images: Tensor) -> list[Layer]:
-    """Every convolution with a grid, and the layers that DRNet reconstructs from."""
+    """Every convolution with a grid, and the layers that DRNet reconstructs from; those without units are left out."""
     convolutions = [site.layer.name for site in find_units(model, (images,))]
     try:
-        cuts = cut_layers_for(model, (images,), ())
+        found = cut_layers_for(model, (images,), ())
     except LayerDiscoveryError:
         return list(convolutions)
+    there = look_for_units(model, (images,))
+    cuts = [cut for cut in found if not isinstance(there.get(cut.name), Missing)]
     chosen = cuts if len(convolutions) < FEW_CONVOLUTIONS else list({cut.grid: cut for cut in cuts}.values())
     return [*convolutions, *(cut.name for cut in chosen if cut.name not in convolutions)]
 

@@ -90,12 +90,7 @@ def find_units(
     Raises:
         ValueError: a layer that is unknown, shares its module, has no grid or no gradient, or puts out several tensors.
     """
-    modules = tuple(id(module) for module in model.modules())
-    key = (tuple((v.shape[1:], v.dtype) for v in inputs), model.training, modules)
-    known = _found.setdefault(model, {})
-    if key not in known:
-        known[key] = _look(model, inputs, additional)
-    places = known[key]
+    places = look_for_units(model, inputs, additional)
     if layers is None:
         layers = [
             name for name, place in places.items() if isinstance(place, Site) and place.layer.kind == "convolution"
@@ -121,6 +116,18 @@ def find_units(
             )
         chosen[name] = place
     return list(chosen.values())
+
+
+def look_for_units(
+    model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any] = ()
+) -> dict[str, Site | Missing]:
+    """By name, where the units of every layer are met, or why there are none; looked for once for a size of inputs."""
+    modules = tuple(id(module) for module in model.modules())
+    key = (tuple((v.shape[1:], v.dtype) for v in inputs), model.training, modules)
+    known = _found.setdefault(model, {})
+    if key not in known:
+        known[key] = _look(model, inputs, additional)
+    return known[key]
 
 
 def _look(model: nn.Module, inputs: Sequence[Tensor], additional: Sequence[Any]) -> dict[str, Site | Missing]:
