@@ -10,6 +10,7 @@ import torch
 from models import CLASSES, SIZE, ConvNet, NormedConvNet, images, seeded
 from snapshot import same
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -207,6 +208,23 @@ def test_layers_that_share_a_module() -> None:
         with pytest.raises(ValueError, match="'conv1' twice: names may share a module"):
             DRNetDissection(model, twice).attribute(X, target=0)
     assert [units.layer.name for units in drnet.dissect([(X, Y)], layers=["alias"]).layers] == ["conv1"]
+
+
+class OnlyTwice(ConvNet):
+    """Its one convolution again on what it put out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = self.relu1(self.conv1(x))[:, :3]
+        return self.fc(F.pad(x, (0, 0, 0, 0, 0, self.fc.in_features - 3)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:convolutions are left out")
+def test_a_model_without_units() -> None:
+    model = seeded(OnlyTwice)
+    for ask in (lambda: DRNet(model).dissect([(X, Y)]), lambda: DRNetDissection(model).attribute(X, target=0)):
+        with pytest.raises(ValueError, match=r"no convolution that has a grid, runs once .* pass layers="):
+            ask()
 
 
 # Which model a dissection is of

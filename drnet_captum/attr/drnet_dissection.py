@@ -16,7 +16,7 @@ from drnet_captum.engine.naming import Layer, find_module
 from drnet_captum.engine.targets import Target
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.engine.unwrap import eager
-from drnet_captum.layers.units import Site, UnitLayer, find_units, importance
+from drnet_captum.layers.units import NO_UNITS, Site, UnitLayer, find_units, importance
 
 
 class DRNetDissection(LayerAttribution):
@@ -37,7 +37,8 @@ class DRNetDissection(LayerAttribution):
     Returns (of ``attribute``): a tuple of (N, C_i), one for each of :meth:`unit_layers`, in units of y.
 
     Raises:
-        ValueError: layers that are unknown, share a module or have no grid; a target outside the output; NaN inputs.
+        ValueError: layers that are unknown, share a module or have no grid; none that has units; a target outside the
+            output; NaN inputs.
 
     Source: Hu et al. 2019, arXiv 1911.08691 (the channels of every single class); Molchanov et al. 2017,
     arXiv 1611.06440, for the first-order criterion.
@@ -107,7 +108,10 @@ class DRNetDissection(LayerAttribution):
         return tuple(found[site.layer.name] for site in sites)
 
     def _sites(self, values: tuple[Tensor, ...], extra: tuple[Any, ...]) -> list[Site]:
-        return find_units(self.model, values, extra, self.layers)
+        found = find_units(self.model, values, extra, self.layers)
+        if not found:
+            raise ValueError(NO_UNITS)
+        return found
 
 
 def read_importance(

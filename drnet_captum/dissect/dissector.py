@@ -23,7 +23,7 @@ from drnet_captum.engine.naming import Layer
 from drnet_captum.engine.unit_tape import UnitTape
 from drnet_captum.layers.discovery import LayerDiscoveryError, cut_layers_for
 from drnet_captum.layers.layout import to_map
-from drnet_captum.layers.units import Missing, Site, find_units, look_for_units
+from drnet_captum.layers.units import NO_UNITS, Missing, Site, find_units, look_for_units
 
 SAMPLED = 14  # positions a side, of which correlations are taken
 FEW_CONVOLUTIONS = 2  # a model with fewer has its units elsewhere
@@ -92,6 +92,8 @@ class Dissector:
                 raise ValueError(f"expected a batch of images, (N, C, H, W), got {tuple(images.shape)}")
             as_tuple(images)  # what is found on no image, or on NaN, would be remembered
             found = find_units(self.model, (images,), (), self.layers or default_layers(self.model, images))
+            if not found:
+                raise ValueError(NO_UNITS)
             self._start(sorted(found, key=lambda site: site.order), tuple(images.shape[1:]))
         return self.sites
 

@@ -23,6 +23,7 @@ from drnet_captum.layers.statements import is_headless
 from drnet_captum.layers.trace import trace
 
 Kind = Literal["convolution", "layer"]
+NO_UNITS = "the model has no convolution that has a grid, runs once and reaches the answer: pass layers= with others"
 
 
 @dataclass(frozen=True)
