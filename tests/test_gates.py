@@ -60,6 +60,8 @@ GATES = {
     "larger": lambda x, s: torch.maximum(x, s),
     "floor": lambda x, s: torch.maximum(x, torch.full_like(x, 0.1)) + s,
     "zeros no more": lambda x, s: torch.maximum(torch.zeros_like(x).add_(0.1), x) + s,
+    "wider zeros": lambda x, s: torch.maximum(x[:, :1] - 0.1, torch.zeros_like(x)) + s,
+    "choice of wider zeros": lambda x, s: torch.where(x[:, :1] > 0.1, x[:, :1], torch.zeros_like(x)) + s,
     "largest": lambda x, s: x.max(0).values + s.max(1, keepdim=True).values + s.max(),
 }
 

@@ -126,16 +126,17 @@ class Ledger:
         if len(args) != 2 or not all(isinstance(value, Tensor) for value in args):
             return None
         x, zero = args if self._is_zero(args[1]) else args[::-1]
-        if not self._is_zero(zero):
-            return None
         known = self.of(x)
+        if not self._is_zero(zero) or self._branch(zero, known.base) is None:
+            return None
         f = known.function
         return replace(known, function=lambda z: torch.maximum(f(z), zero), gated=False, shift=None)
 
     def _branch(self, value: Any, base: Tensor) -> Callable[[Tensor], Any] | None:
-        """What is chosen, as a function of the base: one that is known, or zero."""
+        """What is chosen, as a function of the base: one that is known, or zero, and of its shape."""
         if self._is_zero(value):
-            return lambda z: value
+            wider = isinstance(value, Tensor) and torch.broadcast_shapes(value.shape, base.shape) != base.shape
+            return None if wider else lambda z: value
         return self.of(value).function if isinstance(value, Tensor) and self.of(value).base is base else None
 
     def _is_zero(self, value: Any) -> bool:
