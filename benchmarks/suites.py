@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import records
-from benchmarks.options import Options
+from benchmarks.options import Options, UnsuitableError
 
 SUITES = {
     "throughput": "benchmarks.throughput",
@@ -23,6 +23,7 @@ SUITES = {
 }
 
 CPU_ONLY = ("dissect",)
+UNCAPTURED = ("memory", "panel")  # have all modes but "captured"
 # How a row is said in a line; the other suites do so themselves.
 WITH_LINES = dict.fromkeys(records.MERGED, lambda module: records.said) | {"faithfulness": lambda module: module.said}
 
@@ -36,8 +37,11 @@ def run_suite(name: str, options: Options, **more: Any) -> Path:
         more: what this suite alone takes.
 
     Raises:
-        UnsuitableError: the results that are there come from elsewhere (see ``benchmarks.records.kept``).
+        UnsuitableError: the results that are there come from elsewhere (see ``benchmarks.records.kept``), or the suite
+            has none of the modes.
     """
+    if name in UNCAPTURED and set(options.modes) == {"captured"}:
+        raise UnsuitableError(f"{name} has no mode captured: pass --modes same, best or both, or run throughput")
     module = import_module(SUITES[name])
     path = records.path_of(name, options, torch.__version__)
     environment, found = module.run(options, **more)

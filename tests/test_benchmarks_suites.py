@@ -42,7 +42,7 @@ def test_throughput(tmp_path):
             assert same["theirs_per_second"] == pytest.approx(2 / same["theirs_median"])
         captured, same = (of["test_vit", method, mode, "captum"] for mode in ("captured", "same"))
         assert captured["options"] == {"compile": True} and captured["why"] == same["why"]
-        assert of["test_vit", method, "captured", bound]["median"] > 0
+        assert of["test_vit", method, "captured", bound]["options"] == {"compile": True}
         close = of["test_vit", method, "best", "captum, float32"]["closeness"]
         assert min(close.values()) > 0.9 and ("rank_correlation" in close) == (method == "grad_cam")
         has_map = method not in ("grad_cam", "guided_grad_cam")  # Captum cannot resize what it has for tokens
@@ -218,6 +218,13 @@ def test_a_gpu_that_is_not_there(tmp_path):
 def test_errors_at_the_door(tmp_path, words, said):
     done, _ = run(tmp_path, "throughput", *words)
     assert done.exit_code == 2 and said in unboxed(done)
+
+
+@pytest.mark.parametrize("suite", ["memory", "panel"])
+def test_suites_without_captured_passes_say_so(tmp_path, suite):
+    done, found = run(tmp_path, suite, "--modes", "captured")
+    assert done.exit_code == 2 and f"{suite} has no mode captured" in unboxed(done)
+    assert not found
 
 
 def test_all_is_every_suite_and_options_arrive(monkeypatch, tmp_path):
